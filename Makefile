@@ -1,0 +1,63 @@
+# Everything starts here: `make demo`, `make shards`, `make test`. `make help` lists the targets.
+SHELL := /bin/bash
+PY := .venv/bin/python
+READY := .venv/.ready
+CONFIG ?=
+ARGS ?=
+# Two processes on a 2-core machine; the tests' own processes take one thread each.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.PHONY: help setup demo shards check format test test-fast test-slow test-cluster test-gpu lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+$(READY): requirements.lock pyproject.toml tools/setup.sh
+	@bash tools/setup.sh
+
+setup: $(READY)  ## make .venv with the locked packages, ffmpeg, and DeepSpeed's CPU op
+
+demo: $(READY)  ## raw videos -> shards -> pre-training -> resume -> retrieval on a sample corpus
+	@$(PY) -m launch.demo $(ARGS)
+
+shards: $(READY)  ## write tar shards: of the sample corpus, or CONFIG=configs/preprocess/x.yaml ARGS="key=value ..."
+ifeq ($(CONFIG),)
+	@$(PY) -m preprocess.sample
+	@$(PY) -m preprocess.run configs/preprocess/sample_train.yaml $(ARGS)
+	@$(PY) -m preprocess.run configs/preprocess/sample_heldout.yaml $(ARGS)
+else
+	@$(PY) -m preprocess.run $(CONFIG) $(ARGS)
+endif
+
+check: $(READY)  ## format, lint, types, import contract
+	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-cache | tail -n 4
+
+format: $(READY)  ## format the code and sort imports
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+test: $(READY)  ## the test suite: at most 10 minutes on 2 cores, set-up included
+	$(PYTEST) -n $(JOBS) -m "not slow and not cluster and not gpu" $(ARGS)
+
+test-fast: $(READY)  ## the inner loop: under 2 minutes
+	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not cluster and not gpu" $(ARGS)
+
+test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
+	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
+
+test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine
+	$(PYTEST) -m cluster $(ARGS)
+
+test-gpu: $(READY)  ## first contact with a GPU: NCCL, ZeRO 0-3, bf16 and fp16, resume
+	$(PYTEST) -m gpu $(ARGS)
+
+lock: $(READY)  ## renew requirements.lock from pyproject.toml
+	.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove what the demo and the tests made; keeps .venv
+	rm -rf data/sample data/shards runs .pytest_cache .mypy_cache .ruff_cache

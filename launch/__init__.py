@@ -1,0 +1,1 @@
+"""SLURM launchers by way of submitit."""

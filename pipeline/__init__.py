@@ -1,0 +1,1 @@
+"""CLIP-ViP at scale: shards -> batches -> model -> losses -> trainer -> checkpoints -> evaluation."""

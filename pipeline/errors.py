@@ -1,0 +1,53 @@
+"""The one small exception tree, and the exit codes that follow from it.
+
+    0  done
+    1  failed: the input was right, the work was not finished (RunError, or any error that we did not foresee)
+    2  wrong input: nothing was started (InputError)
+
+Every entry point is wrapped by `run_command`, which turns a `PipelineError` into one line on stderr. Messages say
+what, where, and what to do. A traceback is printed only for errors that are our own mistakes.
+
+    if __name__ == "__main__":
+        run_command(main)
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+
+class PipelineError(Exception):
+    """Base of all errors that a user is meant to read."""
+
+    exit_code = 1
+
+
+class InputError(PipelineError, ValueError):
+    """Wrong input: a config, a file or an argument that the user must change. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(PipelineError, RuntimeError):
+    """The input was right, but the work could not be done: a full disk, a dead rank, bad samples. Exit code 1."""
+
+    exit_code = 1
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> None:
+    """Run `main(sys.argv[1:])` and exit with 0, 1 or 2; a `PipelineError` becomes the line `error: ...` on stderr."""
+    try:
+        code = main(sys.argv[1:]) or 0
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        code = 1
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: not our failure, and there is nobody left to tell.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Raw videos to clips, texts, tar shards and a manifest."""

@@ -1,0 +1,80 @@
+"""Config: precedence, one report for all mistakes, nearest key, round trip."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from pipeline.config import Section, config_hash, load_config, parse_command_line, render_help, to_yaml
+from pipeline.errors import InputError
+
+
+class Inner(Section):
+    lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW betas."""
+
+
+class Root(Section):
+    name: str
+    """Name of the run."""
+    optim: Inner = Inner()
+    """The optimizer."""
+    extra: list[Inner] = []
+    """More of them."""
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_later_files_and_overrides_win(tmp_path: Path) -> None:
+    files = [write(tmp_path, "a.yaml", "name: a\noptim: {lr: 1.0}"), write(tmp_path, "b.yaml", "name: b")]
+    config = load_config(Root, files, ["optim.lr=1e-3"])
+    assert (config.name, config.optim.lr, config.optim.betas) == ("b", 1e-3, (0.9, 0.98))
+
+
+def test_all_mistakes_in_one_report_with_origin_and_nearest_key(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.yaml", "optim: {lr: -1, beta: [0, 1]}")
+    with pytest.raises(InputError) as caught:
+        load_config(Root, [file], ["optm.lr=3"])
+    message = str(caught.value)
+    assert "4 mistakes" in message
+    assert "name: required" in message
+    assert "optim.beta: unknown key" in message and "'optim.betas'" in message
+    assert "optim.lr" in message and "(got -1)" in message and "a.yaml" in message
+    assert "override 'optm.lr=3'" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "not valid YAML"), ("name: a\nname: b", "appears twice"), ("- 1", "must be a mapping")],
+)
+def test_broken_files_are_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_config(Root, [write(tmp_path, "bad.yaml", text)])
+
+
+def test_missing_file_unknown_option_and_stray_word() -> None:
+    with pytest.raises(InputError, match=r"cannot read config nowhere\.yaml"):
+        load_config(Root, ["nowhere.yaml"])
+    for word in ("--lr", "stray"):
+        with pytest.raises(InputError, match=word):
+            parse_command_line(Root, [word], program="x", about="y")
+
+
+def test_yaml_round_trip_keeps_the_hash(tmp_path: Path) -> None:
+    config = load_config(Root, [], ["name=n", "extra=[{lr: 2}]"])
+    again = load_config(Root, [write(tmp_path, "r.yaml", to_yaml(config))])
+    assert again == config and config_hash(again) == config_hash(config)
+    assert config_hash(load_config(Root, [], ["name=m", "extra=[{lr: 2}]"])) != config_hash(config)
+
+
+def test_help_shows_every_option_with_default_and_meaning() -> None:
+    text = render_help(Root, program="prog", about="About.")
+    for part in ("name: str = (required)", "optim.lr: float = 5e-06", "Peak learning rate.", "extra.*.lr"):
+        assert part in text
