@@ -8,17 +8,15 @@ cd "$(dirname "$0")/.."
 say() { printf '[setup] %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
+python=
+for candidate in ${PYTHON:-python3.11 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+done
+[ -n "$python" ] || fail "no Python 3.11 in ${PYTHON:-PATH} (the lock file is for 3.11); install it or name it with PYTHON=/path/to/python3.11"
+
 # Two set-ups at once (make -j, two terminals) would write into one .venv.
 exec 9>.setup.lock
 flock 9
-
-python="${PYTHON:-}"
-if [ -z "$python" ]; then
-    for candidate in python3.11 python3; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then python=$candidate; break; fi
-    done
-fi
-[ -n "$python" ] || fail "no Python 3.11 found (the lock file is for 3.11); install it or name it with PYTHON=/path/to/python3.11"
 
 can_apt() { [ -z "${NO_APT:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 apt_log=$(mktemp)
