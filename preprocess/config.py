@@ -1,0 +1,58 @@
+"""The root config of preprocessing: one YAML file = one shard set. Sections sit beside the code they configure.
+
+    config = load_config(PreprocessConfig, ["configs/preprocess/hdvila.yaml"], ["output=data/shards/hdvila"])
+
+Two hashes follow from it. `content_hash` covers what decides the bytes of a shard; a folder belongs to one content hash
+and another one in the same folder is an error. Paths, worker counts and the task index are free to change.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config import Section
+from preprocess.clips import ClipsConfig
+from preprocess.limits import LimitsConfig
+from preprocess.metadata import MetadataConfig
+from preprocess.plan import ShardsConfig
+from preprocess.texts import TextsConfig
+from preprocess.videos import VideosConfig
+
+
+class TasksConfig(Section):
+    """Which part of the shards this process does: task `index` of `count`, as in a SLURM array."""
+
+    index: int = Field(default=0, ge=0)
+    """Number of this task, from 0."""
+    count: int = Field(default=1, ge=1)
+    """How many tasks share the shards. Shard k belongs to task k modulo count."""
+
+
+class PreprocessConfig(Section):
+    """Raw videos + metadata + texts -> a folder of tar shards."""
+
+    output: Path
+    """Folder of the shard set."""
+    seed: int = 42
+    """Decides which videos share a shard, and the sampling of generated captions."""
+    workers: int = Field(default=0, ge=0)
+    """Worker processes, each on one shard at a time; 0: one per CPU core."""
+    metadata: MetadataConfig
+    videos: VideosConfig
+    texts: TextsConfig = TextsConfig()
+    clips: ClipsConfig = ClipsConfig()
+    shards: ShardsConfig = ShardsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    tasks: TasksConfig = TasksConfig()
+
+
+def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:
+    """16 hex digits over what decides the bytes of a shard."""
+    relevant = config.model_dump(
+        mode="json",
+        include={"seed": True, "texts": {"require"}, "clips": True, "shards": True, "limits": True},
+    )
+    relevant["ffmpeg"] = ffmpeg_version
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,26 @@
+"""Limits that keep a hostile or broken video from taking a worker down: time, memory, frame size, file formats.
+
+ffmpeg and the probe may open this one local file only. The *demuxers* are on a list of their own beside the protocols:
+a playlist or a concat file that poses as an mp4 would otherwise make ffmpeg read other files through the allowed `file`.
+"""
+
+from pydantic import Field
+
+from pipeline.config import Section
+
+
+class LimitsConfig(Section):
+    """What one source video may cost, and what ffmpeg may open."""
+
+    time_s: float = Field(default=3600.0, gt=0)
+    """Wall time for the decode of one video; beyond it the video's clips fail with `time_limit`."""
+    memory_mb: int = Field(default=4096, ge=256)
+    """Address space of the ffmpeg process; beyond it the video's clips fail with `memory_limit`."""
+    max_frame_pixels: int = Field(default=8192 * 4608, ge=1)
+    """Largest frame that is decoded at all; larger ones fail with `too_large`."""
+    max_clip_mb: int = Field(default=256, ge=1)
+    """Largest media member of one clip; larger ones fail with `too_large`."""
+    max_line_mb: int = Field(default=64, ge=1)
+    """Longest line of a metadata or text file; a longer one is skipped and counted."""
+    formats: tuple[str, ...] = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mpegvideo", "h264")
+    """Demuxers that may open a video (ffmpeg's short names); none of them follows references to other files."""
