@@ -1,7 +1,8 @@
 """Limits that keep a hostile or broken video from taking a worker down: time, memory, frame size, file formats.
 
-ffmpeg and the probe may open this one local file only. The *demuxers* are on a list of their own beside the protocols:
-a playlist or a concat file that poses as an mp4 would otherwise make ffmpeg read other files through the allowed `file`.
+ffmpeg and the probe may open this one local file only. The *demuxers* are on a list of their own beside the
+protocols: a playlist or a concat file that poses as an mp4 would otherwise make ffmpeg read other files through the
+allowed protocol `file`.
 """
 
 from pydantic import Field

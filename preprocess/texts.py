@@ -1,4 +1,4 @@
-"""Subtitles and published captions by clip id, from JSONL, a JSON list, Parquet, CSV, LMDB, or VTT/SRT beside videos."""
+"""Subtitles and published captions by clip id: JSONL, a JSON list, Parquet, CSV, LMDB, or VTT/SRT beside videos."""
 
 from typing import Literal
 
