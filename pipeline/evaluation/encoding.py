@@ -1,0 +1,144 @@
+"""Features of videos and texts, over all ranks, without a padded or repeated item.
+
+N items are cut into batches by their number alone, and each batch is encoded on one rank: features have the same bits
+for any number of ranks. Every rank makes the same number of forward calls, because ZeRO-3 gathers weights in each of
+them; a rank that runs out of batches encodes a blank item and drops the result.
+
+    videos_ND = encode_batches(lambda video: encode(video=video).video_BD, batches, ...)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipeline.dist import gather_values, is_initialized, share_of, world_size
+
+Tokenize = Callable[[list[str]], Tensor]
+"""Texts -> token ids int64 [n, L], padded behind the end token."""
+
+
+class EncodedFeatures(Protocol):
+    """What the model's forward returns, as far as retrieval needs it."""
+
+    @property
+    def video_BD(self) -> Tensor | None: ...  # noqa: N802 - a shape suffix
+    @property
+    def caption_BD(self) -> Tensor | None: ...  # noqa: N802 - a shape suffix
+
+
+Encode = Callable[..., EncodedFeatures]
+"""The model or the engine, in evaluation mode: called with `video=` or `caption=`."""
+
+
+def span_of_rank(num_items: int, batch_size: int) -> tuple[int, int]:
+    """The contiguous items [start, stop) that this rank encodes: whole batches of the global cut."""
+    batches = share_of(range(-(-num_items // batch_size)))
+    if len(batches) == 0:
+        return 0, 0
+    return batches[0] * batch_size, min((batches[-1] + 1) * batch_size, num_items)
+
+
+@torch.no_grad()
+def encode_batches(
+    forward: Callable[[Tensor], Tensor | None], batches: Iterable[Tensor], blank: Tensor, num_batches: int
+) -> Tensor:
+    """Features [N, D], float32 on the CPU, of all ranks' `batches` in rank order. Collective."""
+    features = [_forward(forward, batch) for batch in batches]
+    for _ in range(-(-num_batches // world_size()) - len(features)):
+        features.append(_forward(forward, blank)[:0])
+    return gather_rows(torch.cat(features), device=blank.device)
+
+
+def encode_texts(
+    encode: Encode, windows: list[Tensor], *, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Features [N, D] of texts. `windows`: per text its token ids [windows, L]; several windows are averaged."""
+    owner = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(rows) for rows in windows]))
+    ids_WL = torch.cat(windows)
+    start, stop = span_of_rank(len(ids_WL), batch_size)
+    features_WD = encode_batches(
+        lambda ids: encode(caption=ids).caption_BD,
+        (rows.to(device) for rows in ids_WL[start:stop].split(batch_size) if len(rows)),
+        blank=ids_WL[:1].to(device),
+        num_batches=-(-len(ids_WL) // batch_size),
+    )
+    if len(features_WD) == len(windows):
+        return features_WD
+    summed_ND = torch.zeros(len(windows), features_WD.shape[1]).index_add_(0, owner, features_WD)
+    return normalize(summed_ND, dim=-1)
+
+
+def encode_parts(encode: Encode, video_BTCHW: Tensor, num_parts: int) -> Tensor | None:
+    """Features [B, D] of videos that were read as `num_parts` consecutive clips: the normalised mean of the parts."""
+    if num_parts == 1:
+        return encode(video=video_BTCHW).video_BD
+    parts = video_BTCHW.unflatten(1, (num_parts, -1)).flatten(0, 1)
+    features = encode(video=parts).video_BD
+    return None if features is None else normalize(features.float().unflatten(0, (-1, num_parts)).mean(1), dim=-1)
+
+
+def gather_rows(local: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """All ranks' rows [n_rank, D] in rank order, on the CPU of every rank. Padding exists in transit only."""
+    if not is_initialized():
+        return local
+    counts = gather_values(len(local))
+    padded = torch.zeros(max(counts), *local.shape[1:], dtype=local.dtype, device=device)
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count].cpu() for part, count in zip(parts, counts, strict=True)])
+
+
+def tokenize_texts(
+    tokenizer: Callable[[int], Tokenize], texts: list[str], num_tokens: int, *, window: bool
+) -> list[Tensor]:
+    """Token ids of each text: one row of `num_tokens`, or as many windows as the text needs.
+
+    A window is the start token, the next piece of the text, and the end token.
+    """
+    if not window:
+        return list(tokenizer(num_tokens)(texts).split(1))
+    rows = tokenizer(num_tokens)(texts)
+    # A full last place means that the text may have been cut: its own length decides.
+    full = [number for number, row in enumerate(rows) if row[-1] != 0]
+    windows = list(rows.split(1))
+    for number in full:
+        windows[number] = _windows(tokenizer, texts[number], num_tokens)
+    return windows
+
+
+def _windows(tokenizer: Callable[[int], Tokenize], text: str, num_tokens: int) -> Tensor:
+    # A token covers at least one byte, so this context holds the whole text.
+    ids = tokenizer(len(text.encode()) + 2)([text])[0]
+    end = int(ids.argmax())
+    start_token, content, end_token = ids[:1], ids[1:end], ids[end : end + 1]
+    rows = []
+    for piece in content.split(num_tokens - 2):
+        row = torch.zeros(num_tokens, dtype=ids.dtype)
+        row[: len(piece) + 2] = torch.cat([start_token, piece, end_token])
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def _forward(forward: Callable[[Tensor], Tensor | None], batch: Tensor) -> Tensor:
+    features = forward(batch)
+    assert features is not None, "the encoder returned no feature for the input it was given"
+    return features.float().cpu()
+
+
+def rows_of_ranks(columns: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Concatenate each of some equally long arrays over the ranks, in rank order."""
+    gathered = gather_values(columns)
+    return [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
+
+
+def only_good(batches: Iterator[tuple[list[str], Tensor, Tensor]], bad: list[str]) -> Iterator[Tensor]:
+    """The videos of a reader's batches; the ids of unreadable ones are added to `bad`, their rows are kept."""
+    for clip_ids, video, ok in batches:
+        bad += [clip_id for clip_id, good in zip(clip_ids, ok.tolist(), strict=True) if not good]
+        yield video

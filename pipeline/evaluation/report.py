@@ -1,0 +1,161 @@
+"""One set's result as a table to read, and as JSON, Markdown and CSV to keep.
+
+    report = set_report(found, checkpoint="runs/b32")     # plain data: what result.json holds
+    print(console_table(report))
+    write_report(report, folder)                          # folder/{set}.json, .md, .csv
+
+A report never gives a number without its N: queries used "of" queries asked, gallery size, tie rule, split.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.metrics import RECALL_LEVELS, chance_metrics, recall_metrics
+from pipeline.evaluation.protocol import TieRule
+from pipeline.evaluation.retrieval import Retrieval
+
+DIRECTIONS = {"t2v": "text -> video", "v2t": "video -> text"}
+COLUMNS = [*(f"r{k}" for k in RECALL_LEVELS), "gm", "mdr", "mnr"]
+HEADINGS = [*(f"R@{k}" for k in RECALL_LEVELS), "GM", "MdR", "MnR"]
+TIE_RULES: tuple[TieRule, ...] = ("average", "optimistic", "pessimistic")
+
+Report = dict[str, Any]
+
+
+def set_report(found: Retrieval, *, checkpoint: str) -> Report:
+    """Everything about one set's result as plain data."""
+    config, questions = found.config, found.questions
+    ranks = {"t2v": found.t2v, "v2t": found.v2t}
+    captions_of_video = np.bincount(questions.video_of_query, minlength=questions.num_gallery)
+    by_rule = {
+        rule: {name: value for d, r in ranks.items() for name, value in recall_metrics(r.by_rule(rule), d).items()}
+        for rule in TIE_RULES
+    }
+    return {
+        "set": config.name,
+        "split": config.split,
+        "checkpoint": checkpoint,
+        "protocol": config.model_dump(mode="json"),
+        "metrics": found.metrics(),
+        "chance": {
+            **chance_metrics(np.ones(len(questions.query_ids), dtype=np.int64), questions.num_gallery, "t2v"),
+            **chance_metrics(captions_of_video, len(questions.query_ids), "v2t"),
+            **{f"pairs_{kind}": 0.5 for kind in questions.pairs},
+        },
+        "ties": {
+            "rule": config.ties,
+            "queries_with_ties": {d: int(np.sum(r.tied > 0)) for d, r in ranks.items()},
+            # All three rules only where the choice moves a number.
+            **({"by_rule": by_rule} if any(by_rule[rule] != by_rule["average"] for rule in TIE_RULES) else {}),
+        },
+        "num_pairs": {kind: len(rows.videos) for kind, rows in questions.pairs.items()},
+        "missing_videos": found.missing,
+    }
+
+
+def console_table(report: Report) -> str:
+    """The report for a terminal."""
+    lines = [_headline(report), f"{'':16}" + "".join(f"{heading:>8}" for heading in HEADINGS)]
+    for label, values, direction in _rows(report):
+        lines.append(f"{label:16}" + "".join(f"{shown:>8}" for shown in _cells(values, direction)))
+    return "\n".join(lines + [*_pair_lines(report), *_tie_lines(report), *_missing_lines(report)])
+
+
+def markdown_table(report: Report) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"### {_headline(report)}",
+        "",
+        f"Checkpoint: `{report['checkpoint']}`",
+        "",
+        "| | " + " | ".join(HEADINGS) + " |",
+        "|---|" + "---:|" * len(HEADINGS),
+    ]
+    for label, values, direction in _rows(report):
+        lines.append(f"| {label.strip()} | " + " | ".join(_cells(values, direction)) + " |")
+    notes = [*_pair_lines(report), *_tie_lines(report), *_missing_lines(report)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def csv_table(report: Report) -> str:
+    """One line per number: set, split, name, value, chance, num_queries."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["set", "split", "metric", "value", "chance", "num_queries"])
+    for name, value in report["metrics"].items():
+        chance = report["chance"].get(name, "")
+        writer.writerow([report["set"], report["split"], name, value, chance, int(report["metrics"]["num_queries"])])
+    return stream.getvalue()
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write {set}.json, .md and .csv; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        "md": markdown_table(report),
+        "csv": csv_table(report),
+    }
+    paths = []
+    for suffix, text in texts.items():
+        path = folder / f"{report['set']}.{suffix}"
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _headline(report: Report) -> str:
+    metrics = report["metrics"]
+    return (
+        f"{report['set']} ({report['split']}): N = {metrics['num_queries']:,.0f} of "
+        f"{metrics['num_queries_asked']:,.0f} queries, {metrics['num_videos']:,.0f} videos"
+    )
+
+
+def _rows(report: Report) -> list[tuple[str, dict[str, float], str]]:
+    rows = []
+    for direction, label in DIRECTIONS.items():
+        rows.append((label, report["metrics"], direction))
+        rows.append(("  chance", report["chance"], direction))
+    return rows
+
+
+def _cells(values: dict[str, float], direction: str) -> list[str]:
+    return [
+        f"{values[f'{direction}_{column}']:.1f}"
+        if column in ("mdr", "mnr")
+        else f"{100 * values[f'{direction}_{column}']:.1f}"
+        for column in COLUMNS
+    ]
+
+
+def _pair_lines(report: Report) -> list[str]:
+    return [
+        f"pairs {kind}: {100 * report['metrics'][f'pairs_{kind}']:.1f}% of {count} right (chance 50%)"
+        for kind, count in report["num_pairs"].items()
+    ]
+
+
+def _tie_lines(report: Report) -> list[str]:
+    ties = report["ties"]
+    counts = ", ".join(f"{DIRECTIONS[d]} {count}" for d, count in ties["queries_with_ties"].items())
+    lines = [f"ties: {ties['rule']} rank among equal scores; queries with a tie: {counts}"]
+    for rule, values in ties.get("by_rule", {}).items():
+        shown = "; ".join(
+            f"{label} " + " / ".join(_cells(values, direction)[: len(RECALL_LEVELS)])
+            for direction, label in DIRECTIONS.items()
+        )
+        lines.append(f"  {rule}: R@1 / R@5 / R@10 {shown}")
+    return lines
+
+
+def _missing_lines(report: Report) -> list[str]:
+    missing = report["missing_videos"]
+    if not missing:
+        return []
+    return [f"missing: {len(missing)} videos: " + ", ".join(f"{name} ({why})" for name, why in missing.items())]

@@ -1,0 +1,205 @@
+"""Text-video retrieval on one set: encode, rank in both directions, and state over how many queries.
+
+    questions -> videos [V, D], texts [N, D] -> exact ranks t2v [Q], v2t [V] -> metrics
+
+All ranks take part and get the same answer; `encode` is the model or the engine in evaluation mode.
+
+    metrics = evaluate_retrieval(engine, model.tokenizer, model.image_size_px, config, device=engine.device)
+    found = retrieve(...)         # the same with features and ranks, for re-scoring and for the page
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.clips import ClipReader
+from pipeline.dist import gather_values, share_of
+from pipeline.errors import RunError
+from pipeline.evaluation.encoding import (
+    Encode,
+    Tokenize,
+    encode_batches,
+    encode_parts,
+    encode_texts,
+    only_good,
+    rows_of_ranks,
+    span_of_rank,
+    tokenize_texts,
+)
+from pipeline.evaluation.metrics import recall_metrics
+from pipeline.evaluation.protocol import Questions, RetrievalSetConfig, read_questions, without_videos
+from pipeline.evaluation.ranking import Ranks, Rescore, pair_scores, rank_positives
+
+NAMED_MISSING = 5
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Everything that came out of one set."""
+
+    config: RetrievalSetConfig
+    questions: Questions
+    """Without the missing videos and their queries."""
+    num_asked: int
+    """Queries in the file, those of missing videos included."""
+    missing: dict[str, str]
+    """clip_id -> why its video could not be used."""
+    texts_ND: Tensor
+    """Features of the distinct texts."""
+    videos_VD: Tensor
+    """Features of the videos; the first `questions.num_gallery` are the gallery."""
+    t2v: Ranks
+    v2t: Ranks
+
+    @property
+    def queries_QD(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Features of the queries."""
+        return self.texts_ND[torch.from_numpy(self.questions.text_of_query)]
+
+    @property
+    def gallery_GD(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Features of the gallery videos."""
+        return self.videos_VD[: self.questions.num_gallery]
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers: t2v_*, v2t_*, pairs_*, num_queries, num_videos."""
+        ties = self.config.ties
+        return {
+            **recall_metrics(self.t2v.by_rule(ties), "t2v"),
+            **recall_metrics(self.v2t.by_rule(ties), "v2t"),
+            **{f"pairs_{kind}": self._pair_accuracy(kind) for kind in self.questions.pairs},
+            "num_queries": float(len(self.questions.query_ids)),
+            "num_queries_asked": float(self.num_asked),
+            "num_videos": float(self.questions.num_gallery),
+        }
+
+    def _pair_accuracy(self, kind: str) -> float:
+        """How often a video prefers its text to the distractor; a tie counts half."""
+        rows = self.questions.pairs[kind]
+        videos = torch.from_numpy(rows.videos)
+        right, wrong = (
+            pair_scores(self.videos_VD, self.texts_ND, videos, torch.from_numpy(texts))
+            for texts in (rows.texts, rows.distractors)
+        )
+        return float(((right > wrong).double() + 0.5 * (right == wrong).double()).mean())
+
+
+def evaluate_retrieval(
+    encode: Encode,
+    tokenizer: Callable[[int], Tokenize],
+    image_size_px: int,
+    config: RetrievalSetConfig,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """The metrics of one set, equal on every rank. `tokenizer(context_length)` gives a tokenise function. Collective."""
+    return retrieve(encode, tokenizer, image_size_px, config, device=device).metrics()
+
+
+def retrieve(
+    encode: Encode,
+    tokenizer: Callable[[int], Tokenize],
+    image_size_px: int,
+    config: RetrievalSetConfig,
+    *,
+    device: torch.device | str = "cpu",
+) -> Retrieval:
+    """Encode and rank one set. Raises RunError when more videos are missing than the set allows. Collective."""
+    asked = read_questions(config)
+    videos_VD, missing = encode_videos(encode, asked.clip_ids, image_size_px, config, device=device)
+    _check_missing(missing, len(asked.clip_ids), config)
+    questions = without_videos(asked, missing)
+    windows = tokenize_texts(
+        tokenizer, asked.texts, config.num_text_tokens, window=config.long_texts == "window"
+    )
+    texts_ND = encode_texts(encode, windows, batch_size=config.batch_size, device=device)
+    t2v, v2t = rank_both_ways(texts_ND, videos_VD, questions, block_size=config.block_size, device=device)
+    return Retrieval(config, questions, len(asked.query_ids), missing, texts_ND, videos_VD, t2v, v2t)
+
+
+def encode_videos(
+    encode: Encode,
+    clip_ids: list[str],
+    image_size_px: int,
+    config: RetrievalSetConfig,
+    *,
+    device: torch.device | str,
+) -> tuple[Tensor, dict[str, str]]:
+    """Features of the videos that could be read, in the order of `clip_ids`, and why the others could not. Collective."""
+    num_frames = config.num_frames * config.clips_per_video
+    there = set(ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px).clip_ids)
+    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in there}
+    wanted = [clip_id for clip_id in clip_ids if clip_id in there]
+    if not wanted:
+        raise RunError(f"set {config.name}: none of its {len(clip_ids)} videos is in {config.shards}; check both paths")
+    reader = ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px, clip_ids=wanted)
+    start, stop = span_of_rank(len(wanted), config.batch_size)
+    bad_here: list[str] = []
+    batches = reader.batches(start, stop, config.batch_size, config.num_workers) if stop > start else iter(())
+    features = encode_batches(
+        lambda video: encode_parts(encode, video, config.clips_per_video),
+        (video.to(device) for video in only_good(batches, bad_here)),
+        blank=torch.zeros(1, num_frames, 3, image_size_px, image_size_px, dtype=torch.uint8, device=device),
+        num_batches=-(-len(wanted) // config.batch_size),
+    )
+    bad = {clip_id for part in gather_values(bad_here) for clip_id in part}
+    missing |= {clip_id: "unreadable" for clip_id in wanted if clip_id in bad}
+    return features[torch.tensor([clip_id not in bad for clip_id in wanted])], missing
+
+
+def rank_both_ways(
+    texts_ND: Tensor,
+    videos_VD: Tensor,
+    questions: Questions,
+    *,
+    block_size: int,
+    device: torch.device | str = "cpu",
+    rescore: tuple[Rescore | None, Rescore | None] = (None, None),
+) -> tuple[Ranks, Ranks]:
+    """Ranks text to video [Q] and video to text [G]; `rescore` holds one function per direction. Collective."""
+    texts_QD = texts_ND[torch.from_numpy(questions.text_of_query)].to(device)
+    gallery_GD = videos_VD[: questions.num_gallery].to(device)
+    texts_P = torch.arange(len(texts_QD), device=device)
+    videos_P = torch.from_numpy(questions.video_of_query).to(device)
+    t2v = _rank_share(texts_QD, gallery_GD, texts_P, videos_P, block_size, rescore[0])
+    v2t = _rank_share(gallery_GD, texts_QD, videos_P, texts_P, block_size, rescore[1])
+    return t2v, v2t
+
+
+def _rank_share(
+    queries: Tensor, gallery: Tensor, pair_queries: Tensor, pair_items: Tensor, block_size: int, rescore: Rescore | None
+) -> Ranks:
+    """Rank this rank's share of the queries and gather all ranks' counts."""
+    mine = share_of(range(len(queries)))
+    counts = [np.zeros(0, dtype=np.int64)] * 3
+    if len(mine):
+        first, last = mine[0], mine[-1]
+        in_share = (pair_queries >= first) & (pair_queries <= last)
+        ranks = rank_positives(
+            queries[first : last + 1],
+            gallery,
+            pair_queries[in_share] - first,
+            pair_items[in_share],
+            block_size=block_size,
+            rescore=None if rescore is None else _shifted(rescore, first),
+        )
+        counts = [ranks.greater, ranks.tied, ranks.best]
+    greater, tied, best = rows_of_ranks(counts)
+    return Ranks(greater=greater, tied=tied, best=best)
+
+
+def _shifted(rescore: Rescore, first: int) -> Rescore:
+    return lambda scores, rows, columns: rescore(scores, rows + first, columns)
+
+
+def _check_missing(missing: dict[str, str], num_videos: int, config: RetrievalSetConfig) -> None:
+    if len(missing) > config.max_missing_fraction * num_videos:
+        named = ", ".join(f"{clip_id} ({why})" for clip_id, why in list(missing.items())[:NAMED_MISSING])
+        raise RunError(
+            f"set {config.name}: {len(missing)} of {num_videos} videos cannot be used, more than max_missing_fraction "
+            f"{config.max_missing_fraction}: {named}{', ...' if len(missing) > NAMED_MISSING else ''}; "
+            "add them to the shards, or raise max_missing_fraction (the report then states N of N)"
+        )
