@@ -8,30 +8,19 @@ them; a rank that runs out of batches encodes a blank item and drops the result.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from pipeline.dist import gather_values, is_initialized, share_of, world_size
+from pipeline.model.clip_vip import Features, Tokenize
 
-Tokenize = Callable[[list[str]], Tensor]
-"""Texts -> token ids int64 [n, L], padded behind the end token."""
-
-
-class EncodedFeatures(Protocol):
-    """What the model's forward returns, as far as retrieval needs it."""
-
-    @property
-    def video_BD(self) -> Tensor | None: ...  # noqa: N802 - a shape suffix
-    @property
-    def caption_BD(self) -> Tensor | None: ...  # noqa: N802 - a shape suffix
-
-
-Encode = Callable[..., EncodedFeatures]
+Encode = Callable[..., Features]
 """The model or the engine, in evaluation mode: called with `video=` or `caption=`."""
 
 
@@ -54,16 +43,14 @@ def encode_batches(
     return gather_rows(torch.cat(features), device=blank.device)
 
 
-def encode_texts(
-    encode: Encode, windows: list[Tensor], *, batch_size: int, device: torch.device | str
-) -> Tensor:
+def encode_texts(encode: Encode, windows: list[Tensor], *, batch_size: int, device: torch.device | str) -> Tensor:
     """Features [N, D] of texts. `windows`: per text its token ids [windows, L]; several windows are averaged."""
     owner = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(rows) for rows in windows]))
     ids_WL = torch.cat(windows)
     start, stop = span_of_rank(len(ids_WL), batch_size)
     features_WD = encode_batches(
         lambda ids: encode(caption=ids).caption_BD,
-        (rows.to(device) for rows in ids_WL[start:stop].split(batch_size) if len(rows)),
+        (rows.to(device) for rows in torch.split(ids_WL[start:stop], batch_size) if len(rows)),
         blank=ids_WL[:1].to(device),
         num_batches=-(-len(ids_WL) // batch_size),
     )
@@ -77,9 +64,11 @@ def encode_parts(encode: Encode, video_BTCHW: Tensor, num_parts: int) -> Tensor 
     """Features [B, D] of videos that were read as `num_parts` consecutive clips: the normalised mean of the parts."""
     if num_parts == 1:
         return encode(video=video_BTCHW).video_BD
-    parts = video_BTCHW.unflatten(1, (num_parts, -1)).flatten(0, 1)
+    parts = rearrange(video_BTCHW, "b (part t) c h w -> (b part) t c h w", part=num_parts)
     features = encode(video=parts).video_BD
-    return None if features is None else normalize(features.float().unflatten(0, (-1, num_parts)).mean(1), dim=-1)
+    if features is None:
+        return None
+    return normalize(reduce(features.float(), "(b part) d -> b d", "mean", part=num_parts), dim=-1)
 
 
 def gather_rows(local: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -101,12 +90,12 @@ def tokenize_texts(
 
     A window is the start token, the next piece of the text, and the end token.
     """
-    if not window:
-        return list(tokenizer(num_tokens)(texts).split(1))
     rows = tokenizer(num_tokens)(texts)
+    windows = list(torch.split(rows, 1))
+    if not window:
+        return windows
     # A full last place means that the text may have been cut: its own length decides.
     full = [number for number, row in enumerate(rows) if row[-1] != 0]
-    windows = list(rows.split(1))
     for number in full:
         windows[number] = _windows(tokenizer, texts[number], num_tokens)
     return windows
@@ -118,7 +107,7 @@ def _windows(tokenizer: Callable[[int], Tokenize], text: str, num_tokens: int) -
     end = int(ids.argmax())
     start_token, content, end_token = ids[:1], ids[1:end], ids[end : end + 1]
     rows = []
-    for piece in content.split(num_tokens - 2):
+    for piece in torch.split(content, num_tokens - 2):
         row = torch.zeros(num_tokens, dtype=ids.dtype)
         row[: len(piece) + 2] = torch.cat([start_token, piece, end_token])
         rows.append(row)

@@ -1,6 +1,6 @@
 """Retrieval metrics from ranks, each over N = the number of queries. Always N, whatever ties there are.
 
-    recall_metrics(ranks [N], "t2v")  ->  {"t2v_r1": 0.501, "t2v_r5": ..., "t2v_r10": ..., "t2v_mdr": 1.0, "t2v_mnr": ...}
+    recall_metrics(ranks [N], "t2v")  ->  {"t2v_r1": 0.501, "t2v_r5": ..., "t2v_mdr": 1.0, "t2v_mnr": ...}
 
 Recalls are fractions in 0..1; a rank counts for R@k when it is at most k.
 """

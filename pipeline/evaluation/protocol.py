@@ -1,11 +1,11 @@
 """What a retrieval set asks: which texts, which videos, who belongs to whom.
 
-`queries.jsonl` has a row `{"query_id", "text", "clip_id"}` per query; `text` may be a list of captions, each of which is
-a query of its own (never a random one of them). A file of minimal pairs has a row `{"clip_id", "text", "distractor"}`.
+`queries.jsonl` has a row `{"query_id", "text", "clip_id"}` per query; `text` may be a list of captions, each of which
+is a query of its own (never a random one of them). Minimal pairs have a row `{"clip_id", "text", "distractor"}` each.
 
     Q  queries              text_of_query [Q] -> texts, video_of_query [Q] -> clip_ids
     texts                   every distinct text once, so that equal texts get equal features and tie exactly
-    clip_ids                every video once: first the gallery (the videos that queries name), then those of pairs alone
+    clip_ids                every video once: first the gallery (videos that queries name), then those of pairs alone
 
     questions = read_questions(config)
 """

@@ -41,12 +41,12 @@ class Ranks:
 
     def by_rule(self, rule: TieRule) -> NDArray[np.float64]:
         """Rank of the best positive, from 1. `average`: its expected rank when equal scores stand in random order."""
-        first = 1.0 + self.greater
+        first = np.asarray(1.0 + self.greater, dtype=np.float64)
         if rule == "optimistic":
             return first
         if rule == "pessimistic":
-            return first + self.tied
-        return first + self.tied / (self.best + 1.0)
+            return np.asarray(first + self.tied, dtype=np.float64)
+        return np.asarray(first + self.tied / (self.best + 1.0), dtype=np.float64)
 
 
 def on_grid(features: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ def rank_positives(
 
     greater_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
     equal_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
-    for columns in torch.arange(len(gallery_GD), device=device).split(block_size):
+    for columns in torch.split(torch.arange(len(gallery_GD), device=device), block_size):
         block_DG = on_grid(gallery_GD[columns[0] : columns[-1] + 1]).T
-        for rows in torch.arange(num_queries, device=device).split(block_size):
+        for rows in torch.split(torch.arange(num_queries, device=device), block_size):
             scores_QG = on_grid(queries_QD[rows[0] : rows[-1] + 1]) @ block_DG
             if rescore is not None:
                 scores_QG = rescore(scores_QG, rows[:, None], columns[None, :])
@@ -99,7 +99,7 @@ def pair_scores(
     """The exact scores [P] of single (query, item) pairs: the bits that a block would give."""
     scores = []
     for rows, columns in zip(
-        pair_queries_P.split(PAIRS_PER_CHUNK), pair_items_P.split(PAIRS_PER_CHUNK), strict=True
+        torch.split(pair_queries_P, PAIRS_PER_CHUNK), torch.split(pair_items_P, PAIRS_PER_CHUNK), strict=True
     ):
         chunk = (on_grid(queries_QD[rows]) * on_grid(gallery_GD[columns])).sum(1)
         scores.append(chunk if rescore is None else rescore(chunk, rows, columns))

@@ -63,7 +63,7 @@ def console_table(report: Report) -> str:
     lines = [_headline(report), f"{'':16}" + "".join(f"{heading:>8}" for heading in HEADINGS)]
     for label, values, direction in _rows(report):
         lines.append(f"{label:16}" + "".join(f"{shown:>8}" for shown in _cells(values, direction)))
-    return "\n".join(lines + [*_pair_lines(report), *_tie_lines(report), *_missing_lines(report)])
+    return "\n".join([*lines, *_pair_lines(report), *_tie_lines(report), *_missing_lines(report)])
 
 
 def markdown_table(report: Report) -> str:

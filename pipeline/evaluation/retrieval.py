@@ -20,7 +20,6 @@ from pipeline.dist import gather_values, share_of
 from pipeline.errors import RunError
 from pipeline.evaluation.encoding import (
     Encode,
-    Tokenize,
     encode_batches,
     encode_parts,
     encode_texts,
@@ -32,6 +31,7 @@ from pipeline.evaluation.encoding import (
 from pipeline.evaluation.metrics import recall_metrics
 from pipeline.evaluation.protocol import Questions, RetrievalSetConfig, read_questions, without_videos
 from pipeline.evaluation.ranking import Ranks, Rescore, pair_scores, rank_positives
+from pipeline.model.clip_vip import Tokenize
 
 NAMED_MISSING = 5
 
@@ -55,12 +55,12 @@ class Retrieval:
     v2t: Ranks
 
     @property
-    def queries_QD(self) -> Tensor:  # noqa: N802 - a shape suffix
+    def queries_QD(self) -> Tensor:
         """Features of the queries."""
         return self.texts_ND[torch.from_numpy(self.questions.text_of_query)]
 
     @property
-    def gallery_GD(self) -> Tensor:  # noqa: N802 - a shape suffix
+    def gallery_GD(self) -> Tensor:
         """Features of the gallery videos."""
         return self.videos_VD[: self.questions.num_gallery]
 
@@ -95,7 +95,7 @@ def evaluate_retrieval(
     *,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """The metrics of one set, equal on every rank. `tokenizer(context_length)` gives a tokenise function. Collective."""
+    """The metrics of one set, equal on every rank. `tokenizer(context_length)` gives a tokeniser. Collective."""
     return retrieve(encode, tokenizer, image_size_px, config, device=device).metrics()
 
 
@@ -112,9 +112,7 @@ def retrieve(
     videos_VD, missing = encode_videos(encode, asked.clip_ids, image_size_px, config, device=device)
     _check_missing(missing, len(asked.clip_ids), config)
     questions = without_videos(asked, missing)
-    windows = tokenize_texts(
-        tokenizer, asked.texts, config.num_text_tokens, window=config.long_texts == "window"
-    )
+    windows = tokenize_texts(tokenizer, asked.texts, config.num_text_tokens, window=config.long_texts == "window")
     texts_ND = encode_texts(encode, windows, batch_size=config.batch_size, device=device)
     t2v, v2t = rank_both_ways(texts_ND, videos_VD, questions, block_size=config.block_size, device=device)
     return Retrieval(config, questions, len(asked.query_ids), missing, texts_ND, videos_VD, t2v, v2t)
@@ -128,7 +126,7 @@ def encode_videos(
     *,
     device: torch.device | str,
 ) -> tuple[Tensor, dict[str, str]]:
-    """Features of the videos that could be read, in the order of `clip_ids`, and why the others could not. Collective."""
+    """Features of the videos that could be read, in the order of `clip_ids`; why the others could not. Collective."""
     num_frames = config.num_frames * config.clips_per_video
     there = set(ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px).clip_ids)
     missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in there}

@@ -28,9 +28,7 @@ def exact_scores(queries: Tensor, gallery: Tensor) -> list[list[int]]:
     return [[sum(a * b for a, b in zip(row, column, strict=True)) for column in columns] for row in rows]
 
 
-def naive_ranks(
-    scores: list[list[int]], positives: list[set[int]]
-) -> tuple[list[int], list[int], list[int]]:
+def naive_ranks(scores: list[list[int]], positives: list[set[int]]) -> tuple[list[int], list[int], list[int]]:
     greater, tied, best = [], [], []
     for row, right in zip(scores, positives, strict=True):
         top = max(row[item] for item in right)

@@ -1,0 +1,205 @@
+"""A whole set through a fake reader and encoder: exact N, several ranks, ties, missing videos, pairs, long texts."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipeline.errors import InputError, RunError
+from pipeline.evaluation import RetrievalSetConfig, evaluate_retrieval, retrieval
+from pipeline.evaluation.encoding import tokenize_texts
+from pipeline.evaluation.protocol import read_questions
+from pipeline.evaluation.report import console_table, csv_table, markdown_table, set_report
+from pipeline.evaluation.retrieval import retrieve
+from pipeline.model.clip_vip import Features
+
+NUM_CLIPS = 13
+BOS, EOS = 98, 99
+TABLE = normalize(torch.randn(256, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+"""A direction for each number: a video painted with i, and the words "number i", point to row i."""
+
+
+class PaintedReader:
+    """The clips c0, c1, ...: every pixel of clip i has the value i. Clips named in `broken` cannot be read."""
+
+    broken: frozenset[str] = frozenset()
+    num_clips = NUM_CLIPS
+
+    def __init__(self, shards: Path, *, num_frames: int, image_size_px: int, clip_ids: list[str] | None = None) -> None:
+        self.clip_ids = [f"c{i}" for i in range(self.num_clips)] if clip_ids is None else clip_ids
+        self.shape = (num_frames, 3, image_size_px, image_size_px)
+
+    def batches(self, start: int, stop: int, batch_size: int, num_workers: int = 0) -> Iterator[Any]:
+        for first in range(start, stop, batch_size):
+            ids = self.clip_ids[first : min(first + batch_size, stop)]
+            video = torch.stack([torch.full(self.shape, int(name[1:]), dtype=torch.uint8) for name in ids])
+            yield ids, video, torch.tensor([name not in self.broken for name in ids])
+
+
+def encode(*, video: Tensor | None = None, caption: Tensor | None = None) -> Features:
+    of_video = None if video is None else TABLE[video[:, 0, 0, 0, 0].long()]
+    of_text = None
+    if caption is not None:
+        words = (caption > 0) & (caption < BOS)
+        of_text = normalize((TABLE[caption] * words[..., None]).sum(1), dim=-1)
+    return Features(of_video, None, None, of_text, torch.ones(()))
+
+
+class Tokenizer:
+    """Words are numbers; word w has the id w + 1 so that 0 stays padding. Cut as open_clip does: EOS is kept."""
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        for row, text in zip(ids, texts, strict=True):
+            words = [BOS, *(int(word) for word in text.split()), EOS][: self.context_length]
+            words[-1] = EOS
+            row[: len(words)] = torch.tensor(words)
+        return ids
+
+
+@pytest.fixture(autouse=True)
+def _painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "ClipReader", PaintedReader)
+
+
+def write_set(folder: Path, texts: dict[str, Any], **options: Any) -> RetrievalSetConfig:
+    path = folder / "queries.jsonl"
+    rows = [{"query_id": f"q{i}", "text": text, "clip_id": clip} for i, (clip, text) in enumerate(texts.items())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    defaults = {"name": "painted", "shards": folder, "queries": path, "num_frames": 4, "batch_size": 3}
+    return RetrievalSetConfig(**{**defaults, **options})
+
+
+def right_texts() -> dict[str, Any]:
+    return {f"c{i}": str(i) for i in range(1, NUM_CLIPS)}
+
+
+def test_right_pairs_are_found_and_wrong_ones_counted(tmp_path: Path) -> None:
+    texts = right_texts() | {"c1": "2", "c2": "1"}
+    metrics = evaluate_retrieval(encode, Tokenizer, 8, write_set(tmp_path, texts))
+    assert metrics["t2v_r1"] == metrics["v2t_r1"] == 10 / 12
+    assert metrics["num_queries"] == metrics["num_queries_asked"] == metrics["num_videos"] == 12
+
+
+def test_every_caption_of_a_list_is_a_query(tmp_path: Path) -> None:
+    """t2v counts each caption; v2t takes a video's best caption, which its other captions do not push back."""
+    texts = right_texts() | {"c1": ["1", "1 1", "2"]}
+    found = retrieve(encode, Tokenizer, 8, write_set(tmp_path, texts))
+    assert found.metrics()["num_queries"] == 14
+    assert found.metrics()["t2v_r1"] == 13 / 14
+    assert found.v2t.greater.tolist() == [0] * 12
+    assert found.questions.query_ids[:3] == ["q0#0", "q0#1", "q0#2"]
+
+
+def test_missing_videos_are_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PaintedReader, "broken", frozenset({"c3"}))
+    texts = right_texts() | {"c77": "77"}
+    with pytest.raises(RunError, match=r"2 of 13 videos .* c77 \(not in the shards\), c3 \(unreadable\)"):
+        retrieve(encode, Tokenizer, 8, write_set(tmp_path, texts))
+    found = retrieve(encode, Tokenizer, 8, write_set(tmp_path, texts, max_missing_fraction=0.2))
+    assert found.missing == {"c77": "not in the shards", "c3": "unreadable"}
+    assert found.metrics()["t2v_r1"] == 1.0
+    report = set_report(found, checkpoint="x")
+    assert "N = 11 of 13 queries, 11 videos" in console_table(report)
+    assert "c3 (unreadable)" in markdown_table(report)
+
+
+def test_pairs(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [("c1", "1", "2"), ("c2", "1", "2"), ("c0", "5", "5")]
+    pairs.write_text(
+        "".join(json.dumps(dict(zip(("clip_id", "text", "distractor"), r, strict=True))) for r in rows[:1])
+    )
+    lines = [json.dumps({"clip_id": c, "text": t, "distractor": d}) for c, t, d in rows]
+    pairs.write_text("\n".join(lines))
+    found = retrieve(encode, Tokenizer, 8, write_set(tmp_path, right_texts(), pairs={"motion": pairs}))
+    assert found.metrics()["pairs_motion"] == 0.5  # right, wrong, and a tie that counts half
+    assert found.metrics()["num_videos"] == 12  # c0 belongs to the pairs alone, not to the gallery
+    assert "pairs motion: 50.0% of 3 right (chance 50%)" in console_table(set_report(found, checkpoint="x"))
+
+
+def test_equal_sentences_show_all_tie_rules(tmp_path: Path) -> None:
+    config = write_set(tmp_path, right_texts() | {"c1": "1", "c2": "1"})
+    report = set_report(retrieve(encode, Tokenizer, 8, config), checkpoint="x")
+    assert report["ties"]["by_rule"]["optimistic"]["v2t_r1"] >= 11 / 12
+    assert report["ties"]["by_rule"]["average"]["v2t_r1"] == 10 / 12
+    assert report["metrics"]["v2t_r1"] == 10 / 12
+    assert "optimistic: R@1" in console_table(report)
+    assert csv_table(report).splitlines()[1].startswith("painted,test,t2v_r1,")
+
+
+def test_long_texts_cut_or_windowed(tmp_path: Path) -> None:
+    text = "1 2 3 4 5 6 7"
+    cut = tokenize_texts(Tokenizer, [text, "8"], 5, window=False)
+    windows = tokenize_texts(Tokenizer, [text, "8"], 5, window=True)
+    assert cut[0].tolist() == [[BOS, 1, 2, 3, EOS]]
+    assert windows[0].tolist() == [[BOS, 1, 2, 3, EOS], [BOS, 4, 5, 6, EOS], [BOS, 7, EOS, 0, 0]]
+    assert windows[1].tolist() == cut[1].tolist()
+    texts = right_texts() | {"c1": "2 3 1 1 1 1"}
+    for long_texts, r1 in (("truncate", 11 / 12), ("window", 1.0)):
+        config = write_set(tmp_path, texts, num_text_tokens=4, long_texts=long_texts)
+        assert evaluate_retrieval(encode, Tokenizer, 8, config)["t2v_r1"] == r1
+
+
+def test_parts_of_a_video_are_averaged(tmp_path: Path) -> None:
+    one = evaluate_retrieval(encode, Tokenizer, 8, write_set(tmp_path, right_texts()))
+    three = evaluate_retrieval(encode, Tokenizer, 8, write_set(tmp_path, right_texts(), clips_per_video=3))
+    assert one == three
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"queries.jsonl:1 is not JSON"),
+        ("[]", r"queries.jsonl:1 is not a JSON object"),
+        ('{"query_id": "a", "text": "x"}', r"queries.jsonl:1: the row has no 'clip_id'"),
+        ('{"query_id": "a", "text": " ", "clip_id": "c"}', r"text must be a text that is not empty"),
+        ("", r"holds no query"),
+        ('{"query_id": "a", "text": ["x", "y"], "clip_id": "c"}\n' * 2, r"query_id 'a#0' appears twice"),
+    ],
+)
+def test_wrong_queries_name_their_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match=message):
+        read_questions(RetrievalSetConfig(name="x", shards=tmp_path, queries=path))
+
+
+def _rank_main(rank: int, world_size: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    retrieval.ClipReader = PaintedReader  # type: ignore[misc, assignment]
+    metrics = evaluate_retrieval(encode, Tokenizer, 8, ranks_config(Path(folder)))
+    (Path(folder) / f"{world_size}_{rank}.json").write_text(json.dumps(metrics))
+    dist.destroy_process_group()
+
+
+def ranks_config(folder: Path) -> RetrievalSetConfig:
+    return write_set(
+        folder, right_texts() | {"c1": ["2", "1 1 1 1 1"], "c5": "1"}, long_texts="window", num_text_tokens=4
+    )
+
+
+@pytest.mark.heavy
+def test_any_number_of_ranks_gives_the_same_metrics(tmp_path: Path) -> None:
+    """13 queries, 12 videos and batches of 3 over 2 and 5 ranks: ranks without a batch, ragged batches, no repeats."""
+    alone = evaluate_retrieval(encode, Tokenizer, 8, ranks_config(tmp_path))
+    for world_size in (2, 5):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        mp.spawn(_rank_main, (world_size, port, str(tmp_path)), nprocs=world_size)
+        for rank in range(world_size):
+            assert json.loads((tmp_path / f"{world_size}_{rank}.json").read_text()) == alone
+    assert not np.isnan(list(alone.values())).any()
