@@ -36,7 +36,15 @@ class Canvas:
     def __init__(self, scene: Scene, width_px: int, height_px: int) -> None:
         rng = np.random.default_rng(scene.seed)
         self.background = Image.fromarray(_paint_background(scene.background, width_px, height_px, rng))
-        self.sprite = Image.fromarray(_paint_sprite(scene), "RGBA")
+        self._sprite = Image.fromarray(_paint_sprite(scene), "RGBA")
+        self._turned: tuple[float, Image.Image] | None = None
+
+    def sprite_at(self, angle: float) -> Image.Image:
+        """The sprite turned clockwise by `angle` degrees; the last one is kept, because most motions do not turn."""
+        if self._turned is None or self._turned[0] != angle:
+            # The sprite's disc of radius 1 is the shape's bounding circle, so a turn never cuts it.
+            self._turned = (angle, self._sprite.rotate(-angle, Image.Resampling.BILINEAR))
+        return self._turned[1]
 
 
 def draw_frame(canvas: Canvas, pose: Pose) -> Image.Image:
@@ -46,9 +54,7 @@ def draw_frame(canvas: Canvas, pose: Pose) -> Image.Image:
         return frame
     width_px, height_px = frame.size
     side_px = max(4, round(pose.size * height_px))
-    # The sprite's disc of radius 1 is the shape's bounding circle, so a turn never cuts it.
-    turned = canvas.sprite.rotate(-pose.angle, Image.Resampling.BILINEAR)
-    placed = turned.resize((side_px, side_px), Image.Resampling.BOX)
+    placed = canvas.sprite_at(pose.angle).resize((side_px, side_px), Image.Resampling.BOX)
     frame.paste(placed, (round(pose.x * width_px - side_px / 2), round(pose.y * height_px - side_px / 2)), placed)
     return frame
 

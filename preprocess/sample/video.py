@@ -15,7 +15,7 @@ from preprocess.sample.plan import Clip, Defect, SampleConfig, Video
 from preprocess.sample.scenes import Pose, pose_at
 
 X264 = {
-    "preset": "veryfast",
+    "preset": "superfast",
     "crf": "26",
     "g": "250",
     "keyint_min": "250",
