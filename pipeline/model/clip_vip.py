@@ -31,8 +31,8 @@ class CLIPViP(nn.Module):
 
     config: ModelConfig
     logit_scale: nn.Parameter
-    """In log space, [1]: DeepSpeed 0.19 cannot broadcast a 0-d parameter (it views it as bytes). The optimizer clamps it;
-    files of other systems hold it as []."""
+    """In log space, [1]: DeepSpeed 0.19 cannot broadcast a 0-d parameter (it views it as bytes); clamped by
+    the optimizer; files of other systems hold it as []."""
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Self:
