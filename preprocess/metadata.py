@@ -1,10 +1,27 @@
-"""Reads metadata files into `VideoRecord`s: HD-VILA's jsonl, or any JSONL, CSV or Parquet through a column mapping."""
+"""Reads metadata files into `Video` records: HD-VILA's jsonl, or any JSONL, CSV or Parquet through a column mapping.
 
-from typing import Literal
+    for item in read_metadata(config, max_line_bytes):     # Video | Failure
+
+A line of HD-VILA is one video; a row of a table is one clip, and the plan brings the clips of a video together. Every
+clip comes out once: inside a `Video`, or as a `Failure` that says what is wrong with it.
+"""
+
+import glob
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.data.format import Reason
+from pipeline.errors import InputError
+from preprocess.lines import BadRow, read_rows
+from preprocess.records import Clip, Failure, Video
+
+MAX_ID_CHARS = 1024
+_MAX_TIME_S = 1e7
 
 
 class ColumnsConfig(Section):
@@ -13,7 +30,7 @@ class ColumnsConfig(Section):
     video_id: str = "video_id"
     """The video; together with `videos.templates` it gives the path."""
     clip_id: str = ""
-    """The clip; empty: `{video_id}.{number}.mp4`, numbered by start."""
+    """The clip; empty: `{video_id}.{start in ms}.mp4`, or `{video_id}.mp4` for a whole video."""
     start: str = ""
     """Start of the span: seconds or HH:MM:SS.mmm; empty with `end` empty: the whole video is one clip."""
     end: str = ""
@@ -34,3 +51,141 @@ class MetadataConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     exclude: tuple[str, ...] = ()
     """Files with one video id or clip id a line that must not be delivered: evaluation sets, removed videos."""
+
+
+def find_files(patterns: tuple[str, ...]) -> list[Path]:
+    """The files of `patterns`, sorted, each once. A pattern without any file is an `InputError`."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        # Path.glob takes no absolute patterns.
+        hits = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
+        if not hits:
+            raise InputError(f"metadata.files: nothing matches {pattern}; download the metadata or change the pattern")
+        for hit in hits:
+            if not Path(hit).is_file():
+                raise InputError(f"metadata.files: there is no file {hit}; download the metadata or change the path")
+            found[hit] = Path(hit)
+    return [found[name] for name in sorted(found)]
+
+
+def read_metadata(config: MetadataConfig, max_line_bytes: int) -> Iterator[Video | Failure]:
+    """Every clip of every file, in file order."""
+    for path in find_files(config.files):
+        for row in read_rows(path, max_line_bytes):
+            if isinstance(row, BadRow):
+                yield Failure("", "", Reason.METADATA_INVALID, f"{row.where}: {row.problem}")
+            elif config.layout == "hdvila":
+                yield from _hdvila_row(row)
+            else:
+                yield from _table_row(row, config.columns)
+
+
+def parse_time(value: Any) -> float:
+    """Seconds from a number, '12.5' or 'HH:MM:SS.mmm'. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is no time")
+    seconds = 0.0
+    for part in str(value).strip().replace(",", ".").split(":"):
+        number = float(part)
+        if number < 0:
+            raise ValueError(f"{value!r} is negative")
+        seconds = seconds * 60 + number
+    if not math.isfinite(seconds) or seconds > _MAX_TIME_S:
+        raise ValueError(f"{value!r} is out of range")
+    return round(seconds, 6)
+
+
+def _hdvila_row(row: dict[str, Any]) -> Iterator[Video | Failure]:
+    video_id, items = row.get("video_id"), row.get("clip")
+    problem = _video_id_problem(video_id)
+    if not isinstance(items, list):
+        yield Failure("", str(video_id), Reason.METADATA_INVALID, "the line holds no list of clips")
+        return
+    clips: list[Clip] = []
+    for item in items:
+        outcome = _clip(item, str(video_id), problem)
+        if isinstance(outcome, Failure):
+            yield outcome
+        else:
+            clips.append(outcome)
+    if clips:
+        yield Video(str(video_id), tuple(clips))
+
+
+def _clip(item: Any, video_id: str, problem: str) -> Clip | Failure:
+    if not isinstance(item, dict):
+        return Failure("", video_id, Reason.METADATA_INVALID, f"a clip must be an object, got {item!r}")
+    clip_id, span = item.get("clip_id"), item.get("span")
+    if problem:
+        return Failure(str(clip_id), video_id, Reason.METADATA_INVALID, problem)
+    if clip_problem := _clip_id_problem(clip_id):
+        return Failure(str(clip_id), video_id, Reason.CLIP_ID_INVALID, clip_problem)
+    if not isinstance(span, list) or len(span) != 2:
+        return Failure(str(clip_id), video_id, Reason.SPAN_INVALID, f"the span must be [start, end], got {span!r}")
+    return _with_span(str(clip_id), video_id, span[0], span[1], None, None)
+
+
+def _with_span(
+    clip_id: str, video_id: str, start: Any, end: Any, subtitle: str | None, caption: str | None
+) -> Clip | Failure:
+    try:
+        start_s = parse_time(start)
+        end_s = None if end is None else parse_time(end)
+    except (ValueError, OverflowError) as error:
+        return Failure(clip_id, video_id, Reason.SPAN_INVALID, str(error))
+    if end_s is not None and end_s <= start_s:
+        return Failure(
+            clip_id, video_id, Reason.SPAN_INVALID, f"the span ends at {end_s} s, before its start {start_s}"
+        )
+    return Clip(clip_id, start_s, end_s, subtitle, caption)
+
+
+def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | Failure]:
+    for name in (columns.video_id, columns.clip_id, columns.start, columns.end):
+        if name and name not in row:
+            yield Failure("", "", Reason.METADATA_INVALID, f"a row has no column {name!r}, only {list(row)[:20]}")
+            return
+    video_id = row[columns.video_id]
+    start = row[columns.start] if columns.start else 0.0
+    end = row[columns.end] if columns.end else None
+    default_id = f"{video_id}.mp4" if not columns.start else f"{video_id}.{start}.mp4"
+    clip_id = row[columns.clip_id] if columns.clip_id else default_id
+    if problem := _video_id_problem(video_id):
+        yield Failure(str(clip_id), str(video_id), Reason.METADATA_INVALID, problem)
+        return
+    if problem := _clip_id_problem(clip_id):
+        yield Failure(str(clip_id), str(video_id), Reason.CLIP_ID_INVALID, problem)
+        return
+    subtitle, caption = _text(row, columns.subtitle), _text(row, columns.caption)
+    outcome = _with_span(str(clip_id), str(video_id), start, end, subtitle, caption)
+    yield outcome if isinstance(outcome, Failure) else Video(str(video_id), (outcome,))
+
+
+def _text(row: dict[str, Any], column: str) -> str | None:
+    value = row.get(column) if column else None
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _video_id_problem(video_id: Any) -> str:
+    """Why `video_id` cannot name a file below the videos folder; empty where it can."""
+    if not isinstance(video_id, str) or not video_id or len(video_id) > MAX_ID_CHARS:
+        return "the video id must be a text of 1 to 1,024 characters"
+    if not _is_unicode(video_id) or any(ord(char) < 32 for char in video_id):
+        return "the video id holds control characters"
+    if any(part in ("", ".", "..") for part in video_id.split("/")):
+        return "the video id leads out of the videos folder"
+    return ""
+
+
+def _clip_id_problem(clip_id: Any) -> str:
+    if not isinstance(clip_id, str) or not clip_id or len(clip_id) > MAX_ID_CHARS:
+        return "the clip id must be a text of 1 to 1,024 characters"
+    return "" if _is_unicode(clip_id) else "the clip id is no valid Unicode"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

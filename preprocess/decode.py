@@ -1,0 +1,174 @@
+"""One decode pass over a source video: one ffmpeg process, whose output is the frames of all clips, in time order.
+
+    source file -> ffmpeg (decode, pick slots, scale, convert colours, encode) -> NUT on a pipe -> EncodedFrame(slot, data)
+
+A frame that two overlapping clips need is encoded once and handed to both. The process gets this one file, no stdin, a
+limit of time, memory and frame size, and may not write files.
+"""
+
+import contextlib
+import resource
+import selectors
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+import ffmpeg
+
+from pipeline.data.format import Reason
+from preprocess.clips import ClipsConfig
+from preprocess.ffmpeg_binary import find_ffmpeg
+from preprocess.limits import LimitsConfig
+from preprocess.probe import Probe
+from preprocess.records import ClipError
+from preprocess.select import OPEN_END, Grid, Slots, select_expression
+
+_TIME_BASE = 90_000
+_STDERR_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """One picked frame, as a JPEG."""
+
+    slot: int
+    data: bytes
+    width_px: int
+    height_px: int
+
+
+def decode_frames_of(
+    path: Path, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
+) -> Iterator[EncodedFrame]:
+    """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well."""
+    command = decode_command(path, probe, spans, grid, clips, limits)
+    with _LimitedProcess(command, limits) as process:
+        with contextlib.suppress(av.error.FFmpegError):
+            # An empty or cut stream is judged by ffmpeg's own verdict below, not by the reader of its pipe.
+            with av.open(process.stdout, "r", format="nut") as container:
+                stream = container.streams.video[0]
+                width, height = stream.codec_context.width, stream.codec_context.height
+                for packet in container.demux(stream):
+                    if packet.pts is not None and packet.time_base is not None:
+                        slot = round(packet.pts * packet.time_base * grid.grid_fps)
+                        yield EncodedFrame(slot, bytes(packet), width, height)
+        process.check()
+
+
+def decode_command(
+    path: Path, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
+) -> list[str]:
+    """The ffmpeg command line of one decode pass."""
+    source = ffmpeg.input(
+        f"file:{path}",
+        protocol_whitelist="file",
+        format_whitelist=",".join(limits.formats),
+        max_pixels=limits.max_frame_pixels,
+        threads=1,
+        **({"skip_frame": "noref"} if clips.fast else {}),
+        **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
+    )
+    frames = source[str(probe.stream_index)].filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
+    last = max(span.last for span in spans)
+    if last < OPEN_END:
+        frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
+    frames = frames.filter("select", select_expression(spans, grid))
+    frames = scale(frames, probe, clips)
+    output = frames.output(
+        "pipe:1",
+        format="nut",
+        vcodec="mjpeg",
+        fps_mode="passthrough",
+        enc_time_base=f"1:{_TIME_BASE}",
+        flags="+bitexact",
+        fflags="+bitexact",
+        threads=1,
+        **{"q:v": clips.quality},
+    )
+    arguments = ("-nostdin", "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1")
+    return list(output.global_args(*arguments).compile(cmd=find_ffmpeg()))
+
+
+def scale(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsConfig) -> "ffmpeg.nodes.FilterableStream":
+    """Scale to the delivered size and convert to BT.601 full range, which is what every JPEG decoder assumes."""
+    side = clips.size_px
+    if clips.resize == "squash":
+        size = {"w": str(side), "h": str(side)}
+    else:
+        size = {"w": f"if(gte(iw,ih),-2,{side})", "h": f"if(gte(iw,ih),{side},-2)"}
+    frames = frames.filter(
+        "scale",
+        **size,
+        flags="bicubic+accurate_rnd+bitexact",
+        in_color_matrix=probe.matrix,
+        in_range="pc" if probe.full_range else "tv",
+        out_color_matrix="bt601",
+        out_range="pc",
+    )
+    if clips.resize == "center_crop":
+        frames = frames.filter("crop", side, side)
+    return frames.filter("setsar", 1).filter("format", "yuvj420p")
+
+
+class _LimitedProcess:
+    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the deadline."""
+
+    def __init__(self, command: list[str], limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
+        )
+        with contextlib.suppress(ProcessLookupError):
+            memory = limits.memory_mb * 2**20
+            resource.prlimit(self._process.pid, resource.RLIMIT_AS, (memory, memory))
+            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (0, 0))
+            resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
+        assert self._process.stdout is not None
+        self.stdout = self._process.stdout
+        self._stderr = b""
+        self._timed_out = False
+        self._watch = threading.Thread(target=self._watch_stderr, daemon=True)
+        self._watch.start()
+
+    def __enter__(self) -> "_LimitedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._watch.join()
+        self.stdout.close()
+
+    def check(self) -> None:
+        """Wait for the end; a bad one becomes a `ClipError`."""
+        code = self._process.wait()
+        self._watch.join()
+        message = self._stderr.decode("utf-8", "replace").strip().splitlines()
+        last = message[-1] if message else ""
+        if self._timed_out:
+            raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
+        if code != 0 and "Cannot allocate memory" in " ".join(message):
+            raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
+        if code != 0:
+            raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {last}")
+
+    def _watch_stderr(self) -> None:
+        assert self._process.stderr is not None
+        deadline = time.monotonic() + self._limits.time_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stderr, selectors.EVENT_READ)
+            while True:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self._timed_out = True
+                    self._process.kill()
+                    break
+                chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
+                if not chunk:
+                    break
+                self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
+        self._process.stderr.close()

@@ -1,0 +1,43 @@
+"""Finds the ffmpeg that decodes: $FFMPEG, then PATH, then the binary inside the imageio-ffmpeg wheel."""
+
+import functools
+import os
+import shutil
+import subprocess
+
+import imageio_ffmpeg
+
+from pipeline.errors import InputError
+
+
+@functools.cache
+def find_ffmpeg() -> str:
+    """Path of the ffmpeg to use."""
+    chosen = os.environ.get("FFMPEG")
+    if chosen:
+        path = shutil.which(chosen)
+        if path is None:
+            raise InputError(f"$FFMPEG is {chosen!r}, which is no program; unset it or point it at ffmpeg")
+        return path
+    path = shutil.which("ffmpeg")
+    if path is not None:
+        return path
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise InputError(f"no ffmpeg found ({error}); install ffmpeg or set $FFMPEG") from None
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """The version word of the ffmpeg in use, such as 5.1.9-0+deb12u1: part of the config hash."""
+    try:
+        answer = subprocess.run(
+            [find_ffmpeg(), "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"{find_ffmpeg()} does not run ({error}); set $FFMPEG to one that does") from None
+    words = answer.stdout.split()
+    if answer.returncode != 0 or words[:2] != ["ffmpeg", "version"]:
+        raise InputError(f"{find_ffmpeg()} does not answer like ffmpeg; set $FFMPEG to one that does")
+    return words[2]

@@ -1,0 +1,167 @@
+"""Streams of lines and tables from files as they come: plain, .gz, .zst; stray bytes; lines without end.
+
+for line in read_lines(path, max_bytes=2**26):   # Line(number, data), data None where the line is too long
+for row in read_rows(path, max_bytes=2**26):     # JSONL, a JSON list, CSV, TSV or Parquet as dicts
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow.parquet as pq
+import zstandard
+
+from pipeline.errors import InputError
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file, without its end; `data` is None where it is longer than allowed."""
+
+    number: int
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A place in a file that gives no row."""
+
+    where: str
+    problem: str
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """`path` as a binary stream, decompressed by its suffix. A missing file is an `InputError`."""
+    try:
+        raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
+    with raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield cast(BinaryIO, io.BufferedReader(unpacked, _CHUNK))
+        elif path.suffix == ".zst":
+            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
+                yield cast(BinaryIO, io.BufferedReader(cast(Any, reader), _CHUNK))
+        else:
+            yield raw
+
+
+def read_lines(path: Path, max_bytes: int) -> Iterator[Line]:
+    """The non-empty lines of `path`; one that is over `max_bytes` is skipped without ever being held in memory."""
+    number = 0
+    with open_bytes(path) as stream:
+        while True:
+            data = stream.readline(max_bytes + 1)
+            if not data:
+                return
+            number += 1
+            if len(data) > max_bytes and not data.endswith(b"\n"):
+                while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                    pass
+                yield Line(number, None)
+            elif data.strip():
+                yield Line(number, data.strip())
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """One JSON object; bytes that are not UTF-8 become U+FFFD. Raises ValueError for anything else."""
+    value = json.loads(data.decode("utf-8", "replace"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+def table_kind(path: Path) -> str:
+    """jsonl, json, csv, tsv or parquet, by the name without .gz and .zst."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    kind = suffixes[-1].removeprefix(".") if suffixes else ""
+    if kind not in ("jsonl", "json", "csv", "tsv", "parquet"):
+        raise InputError(f"{path} is no .jsonl, .json, .csv, .tsv or .parquet file (plain, .gz or .zst)")
+    return kind
+
+
+def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
+    """The rows of a table of any kind, in file order, in bounded memory."""
+    kind = table_kind(path)
+    if kind == "parquet":
+        yield from _parquet_rows(path)
+    elif kind in ("csv", "tsv"):
+        yield from _csv_rows(path, "\t" if kind == "tsv" else ",", max_bytes)
+    elif kind == "json":
+        yield from _json_list_rows(path)
+    else:
+        for line in read_lines(path, max_bytes):
+            where = f"{path.name}:{line.number}"
+            if line.data is None:
+                yield BadRow(where, f"line is longer than {max_bytes} bytes")
+                continue
+            try:
+                yield parse_object(line.data)
+            except (ValueError, RecursionError) as error:
+                yield BadRow(where, f"not a JSON object: {error}")
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=4096):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as Parquet: {error}") from None
+
+
+def _csv_rows(path: Path, delimiter: str, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
+    csv.field_size_limit(max_bytes)
+    with open_bytes(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
+        reader = csv.DictReader(text, delimiter=delimiter)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield BadRow(f"{path.name}:{reader.line_num}", str(error))
+                continue
+            yield {str(name): value for name, value in row.items()}
+
+
+def _json_list_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
+    """The objects of one JSON array, read piece by piece: the published caption lists have tens of millions."""
+    decoder = json.JSONDecoder()
+    with open_bytes(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace")
+        buffer = text.read(_CHUNK).lstrip()
+        if not buffer.startswith("["):
+            raise InputError(f"{path} is not a JSON list; use .jsonl for one object a line")
+        buffer, number = buffer[1:], 0
+        while True:
+            buffer = buffer.lstrip().removeprefix(",").lstrip()
+            if buffer.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(buffer)
+                # A number or a word at the end of the buffer may go on in the next piece; objects close themselves.
+                complete = isinstance(value, dict)
+            except ValueError:
+                complete = False
+            if complete:
+                number += 1
+                buffer = buffer[end:]
+                yield value
+                continue
+            more = text.read(_CHUNK)
+            if not more:
+                yield BadRow(f"{path.name}[{number}]", "the list does not end, or holds something else than objects")
+                return
+            buffer += more

@@ -1,0 +1,159 @@
+"""Sums the published shards up: `manifest.parquet` (what training pins), `stats.json`, and the account that adds up.
+
+clips in the metadata = delivered + failed, by reason (+ pending, while shards are missing)
+
+python -m preprocess.merge data/shards/hdvila
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data.format import (
+    DEFAULT_CAPTION_FROM,
+    DEFAULT_SUBTITLE_FROM,
+    FORMAT_VERSION,
+    MANIFEST_COLUMNS,
+    METADATA_KEY,
+    manifest_hash,
+)
+from pipeline.errors import InputError, RunError, run_command
+from preprocess.failures import count_reasons
+from preprocess.pack import read_facts
+from preprocess.plan import Plan, shard_name
+from preprocess.publish import publish, temporary_path, write_atomically
+
+USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
+
+
+def published_shards(output: Path) -> list[str]:
+    """Names of the shards that exist, sorted."""
+    return sorted(f"shards/{path.stem}" for path in (output / "shards").glob("*.parquet"))
+
+
+def merge(output: Path) -> dict[str, Any]:
+    """Write the manifest and the statistics of all published shards; returns the statistics."""
+    plan = Plan.open(output)
+    rows = [_manifest_row(output, shard) for shard in published_shards(output)]
+    pinned = manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows)
+    reasons = _reasons(output, [row["shard"] for row in rows])
+    published = {row["shard"] for row in rows}
+    pending = sum(plan.num_clips(number) for number in range(plan.num_shards) if shard_name(number) not in published)
+    stats = {
+        "num_clips": plan.facts["num_clips"] + plan.facts["num_rejected"],
+        "num_delivered": sum(row["num_samples"] for row in rows),
+        "num_failed": sum(reasons.values()),
+        "num_pending": pending,
+        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "num_videos": plan.facts["num_videos"],
+        "num_shards": len(rows),
+        "num_shards_planned": plan.num_shards,
+        "num_subtitles": sum(row["num_subtitles"] for row in rows),
+        "num_captions": sum(row["num_captions"] for row in rows),
+        "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
+        "bytes": sum(row["shard_bytes"] for row in rows),
+        "manifest_hash": pinned,
+        "plan_hash": plan.facts["plan_hash"],
+    }
+    check_account(stats)
+    _write_manifest(output, rows, pinned)
+    write_atomically(output / "stats.json", (json.dumps(stats, indent=1) + "\n").encode())
+    return stats
+
+
+def check_account(stats: dict[str, Any]) -> None:
+    """Every clip of the metadata must be accounted for exactly once."""
+    found = stats["num_delivered"] + stats["num_failed"] + stats["num_pending"]
+    if found != stats["num_clips"]:
+        raise RunError(
+            f"the account does not add up: {stats['num_clips']} clips in the metadata, but {found} delivered, failed "
+            "or pending; run python -m preprocess.audit on the folder"
+        )
+
+
+def account(stats: dict[str, Any]) -> str:
+    """The account for people."""
+    total = max(1, stats["num_clips"])
+    volume = f"{stats['hours']:,.2f} h, {stats['bytes'] / 1e9:,.3f} GB in {stats['num_shards']:,} shards"
+    lines = [
+        f"clips in the metadata  {stats['num_clips']:>12,}",
+        _account_line("delivered", stats["num_delivered"], total, volume),
+    ]
+    lines += [_account_line(reason, count, total, "not delivered") for reason, count in stats["reasons"].items()]
+    if stats["num_pending"]:
+        missing = stats["num_shards_planned"] - stats["num_shards"]
+        lines.append(_account_line("pending", stats["num_pending"], total, f"in {missing:,} shards not written yet"))
+    delivered = max(1, stats["num_delivered"])
+    lines.append(
+        f"of the delivered: {stats['num_subtitles'] / delivered:.2%} with a subtitle, "
+        f"{stats['num_captions'] / delivered:.2%} with a caption"
+    )
+    return "\n".join(lines)
+
+
+def _account_line(name: str, count: int, total: int, remark: str) -> str:
+    return f"  {name:<20} {count:>12,}  {count / total:7.2%}   {remark}"
+
+
+def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
+    path = output / f"{shard}.parquet"
+    facts = read_facts(path)
+    table = pq.read_table(path, columns=["duration_s", "subtitle_chars", "caption_chars"])
+    return {
+        "shard": shard,
+        "num_samples": facts["num_samples"],
+        "num_failures": facts["num_failures"],
+        "shard_bytes": facts["shard_bytes"],
+        "shard_sha256": facts["shard_sha256"],
+        "sidecar_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "duration_s": pc.sum(table["duration_s"].cast(pa.float64())).as_py() or 0.0,
+        "num_subtitles": pc.sum(pc.greater(table["subtitle_chars"], 0)).as_py() or 0,
+        "num_captions": pc.sum(pc.greater(table["caption_chars"], 0)).as_py() or 0,
+    }
+
+
+def _reasons(output: Path, shards: Iterable[str]) -> Counter[str]:
+    reasons = count_reasons(output / "failures" / "plan.parquet")
+    for shard in shards:
+        reasons += count_reasons(output / "failures" / f"{Path(shard).name}.parquet")
+    return reasons
+
+
+def _write_manifest(output: Path, rows: list[dict[str, Any]], pinned: str) -> None:
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "manifest_hash": pinned,
+        "num_samples": sum(row["num_samples"] for row in rows),
+        "subtitle_from": DEFAULT_SUBTITLE_FROM,
+        "caption_from": DEFAULT_CAPTION_FROM,
+    }
+    schema = pa.schema(
+        [(name, pa.type_for_alias(kind)) for name, kind in MANIFEST_COLUMNS.items()],
+        metadata={METADATA_KEY: json.dumps(facts, sort_keys=True).encode()},
+    )
+    path = output / "manifest.parquet"
+    temporary = temporary_path(path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+    publish(temporary, path)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(USAGE)
+        if argv and argv[0] in ("-h", "--help"):
+            return 0
+        raise InputError("name one shard set folder")
+    stats = merge(Path(argv[0]))
+    print(account(stats))
+    return 0 if stats["num_pending"] == 0 else 1
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,55 @@
+"""Files appear under their final name whole or not at all: write beside, fsync, rename, fsync the folder."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden sibling of `path` that no other process of any machine uses."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished, closed file its final name, durably."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the content of `path`."""
+    temporary = temporary_path(path)
+    temporary.write_bytes(data)
+    publish(temporary, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed writers of `name` left behind."""
+    for path in folder.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file; the lock goes with the process, however it ends."""
+    with open(path, "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

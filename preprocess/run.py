@@ -1,0 +1,135 @@
+"""Raw videos to tar shards: one command, and the unit that a SLURM array task runs.
+
+    python -m preprocess.run configs/preprocess/hdvila.yaml [key=value ...]
+    python -m preprocess.run configs/preprocess/hdvila.yaml tasks.index=7 tasks.count=1000
+
+Writes only the shards that are missing, so running it again is how to go on after a kill. Ends with the account: every
+clip of the metadata is delivered or in the failures table. Exit codes: 0 done, 1 not finished, 2 wrong input.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from pipeline.config import parse_command_line, read_yaml, to_yaml
+from pipeline.errors import InputError, RunError, run_command
+from preprocess.config import PreprocessConfig, content_hash
+from preprocess.ffmpeg_binary import ffmpeg_version
+from preprocess.merge import account, merge
+from preprocess.plan import Plan, make_plan, save_config, shard_name
+from preprocess.shard import VideoDone, shard_facts
+from preprocess.texts import prepare_texts
+from preprocess.workers import ShardFailed, run_workers
+
+ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts."""
+
+
+def run(config: PreprocessConfig) -> dict[str, Any]:
+    """Plan, write this task's missing shards, and, when it is the only task, merge. Returns the statistics."""
+    config_hash = content_hash(config, ffmpeg_version())
+    claim_folder(config, config_hash)
+    max_line_bytes = config.limits.max_line_mb * 2**20
+    plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
+    prepare_texts(config.texts, config.output, max_line_bytes)
+    missing = [
+        number
+        for number in task_shards(plan.num_shards, config.tasks.index, config.tasks.count)
+        if not (config.output / f"{shard_name(number)}.parquet").exists()
+    ]
+    problems = build_missing(missing, plan, config, shard_facts(config_hash)) if missing else []
+    if problems:
+        raise RunError(
+            f"{len(problems)} of {len(missing)} shards were not written, first {shard_name(problems[0].number)}: "
+            f"{problems[0].problem.strip()}"
+        )
+    return merge(config.output) if config.tasks.count == 1 else {}
+
+
+def task_shards(num_shards: int, index: int, count: int) -> range:
+    """The shards of task `index` of `count`: every `count`-th one, so that the load is even."""
+    return range(index, num_shards, count)
+
+
+def claim_folder(config: PreprocessConfig, config_hash: str) -> None:
+    """Write config.yaml into a new folder; a folder that belongs to another config is an `InputError`."""
+    path = config.output / "config.yaml"
+    resolved = yaml.safe_load(to_yaml(config)) | {"ffmpeg_version": ffmpeg_version()}
+    if path.exists():
+        differing = differing_keys(read_yaml(path), resolved)
+        if differing:
+            raise InputError(
+                f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
+                "give another output, or remove the folder to start over"
+            )
+        return
+    if config.output.exists() and not config.output.is_dir():
+        raise InputError(f"output {config.output} is no folder")
+    if (config.output / "shards").exists():
+        raise InputError(f"{config.output} holds shards but no config.yaml; give another output")
+    config.output.mkdir(parents=True, exist_ok=True)
+    save_config(config.output, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+
+def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Dotted keys that decide the bytes of a shard and are not equal; paths and worker counts are free to change."""
+    keys = ["seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require"]
+    found: list[str] = []
+    for key in keys:
+        old, new = _dig(before, key), _dig(now, key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted({name for name in old | new if old.get(name) != new.get(name)})
+            found += [f"{key}.{name} ({old.get(name)} there, {new.get(name)} now)" for name in names]
+        else:
+            found.append(f"{key} ({old} there, {new} now)")
+    return found
+
+
+def _dig(tree: dict[str, Any], dotted: str) -> Any:
+    value: Any = tree
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def build_missing(
+    missing: Sequence[int], plan: Plan, config: PreprocessConfig, facts: dict[str, Any]
+) -> list[ShardFailed]:
+    """Build `missing` in worker processes under a progress bar; returns the shards that could not be written."""
+    num_workers = config.workers or len(os.sched_getaffinity(0))
+    problems: list[ShardFailed] = []
+    num_failures, duration_s = 0, 0.0
+    tqdm.monitor_interval = 0
+    total = sum(plan.num_clips(number) for number in missing)
+    with tqdm(total=total, unit=" clips", desc=config.output.name, file=sys.stderr, smoothing=0.05) as bar:
+        for event in run_workers(missing, config, facts, num_workers):
+            if isinstance(event, ShardFailed):
+                problems.append(event)
+            elif isinstance(event, VideoDone):
+                num_failures += event.num_failures
+                duration_s += event.duration_s
+                bar.set_postfix_str(f"{duration_s / 3600:.2f} h, {num_failures} failed", refresh=False)
+                bar.update(event.num_clips)
+    return problems
+
+
+def main(argv: list[str]) -> int:
+    config = parse_command_line(PreprocessConfig, argv, program="python -m preprocess.run", about=ABOUT)
+    if config.tasks.index >= config.tasks.count:
+        raise InputError(f"tasks.index={config.tasks.index} must be below tasks.count={config.tasks.count}")
+    started = time.monotonic()
+    stats = run(config)
+    print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
+    if stats:
+        print(account(stats))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,123 @@
+"""One shard from its plan: find each video, look at it, decode it once, pack its clips. The unit of every job.
+
+facts = shard_facts(config_hash)
+for done in build_shard(plan.shard(12), tools, facts):    # VideoDone after each video
+    progress(done)
+"""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+
+from pipeline.data.format import Reason
+from preprocess.config import PreprocessConfig
+from preprocess.cut import cut_clips
+from preprocess.ffmpeg_binary import ffmpeg_version
+from preprocess.pack import ShardWriter
+from preprocess.plan import ShardPlan
+from preprocess.probe import probe_video
+from preprocess.records import Clip, ClipError, Failure, Media, Video
+from preprocess.texts import ClipTexts, Texts
+from preprocess.videos import VideoLocator
+
+
+@dataclass(frozen=True, slots=True)
+class VideoDone:
+    """Progress: what became of one video."""
+
+    num_clips: int
+    num_failures: int
+    duration_s: float
+    """Of the delivered clips."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a worker opens once and uses for every shard."""
+
+    config: PreprocessConfig
+    locate: VideoLocator
+    texts: Texts
+
+    @classmethod
+    def open(cls, config: PreprocessConfig) -> "Tools":
+        return cls(config, VideoLocator(config.videos), Texts.open(config.texts, config.output))
+
+
+def shard_facts(config_hash: str) -> dict[str, Any]:
+    """What the bytes of a shard depend on beside its plan; kept in every sidecar."""
+    libraries = {name: ".".join(str(part) for part in version) for name, version in av.library_versions.items()}
+    return {
+        "config_hash": config_hash,
+        "versions": {
+            "ffmpeg": ffmpeg_version(),
+            "pyav": av.__version__,
+            "pyarrow": pa.__version__,
+            "machine": platform.machine(),
+            "threads": 1,
+            **libraries,
+        },
+    }
+
+
+def build_shard(
+    plan: ShardPlan, tools: Tools, facts: dict[str, Any], poisoned: dict[str, str] | None = None
+) -> Iterator[VideoDone]:
+    """Write and publish one shard. Videos in `poisoned` (id -> what happened) killed a worker and are failed unread."""
+    with ShardWriter(tools.config.output, plan.name, facts) as writer:
+        for video in plan.videos:
+            num_failures, duration_s = 0, 0.0
+            for outcome, texts in _deliver(video, tools, (poisoned or {}).get(video.video_id)):
+                if isinstance(outcome, Failure):
+                    writer.fail(outcome)
+                    num_failures += 1
+                else:
+                    writer.add(outcome, video.video_id, texts)
+                    duration_s += outcome.num_frames / outcome.fps
+            yield VideoDone(len(video.clips), num_failures, duration_s)
+        writer.publish()
+
+
+def _deliver(video: Video, tools: Tools, poison: str | None) -> Iterator[tuple[Media | Failure, ClipTexts]]:
+    """Every clip of `video` once, with its texts."""
+    texts = {clip.clip_id: tools.texts.of(video.video_id, clip) for clip in video.clips}
+    wanted: list[Clip] = []
+    for clip in video.clips:
+        if texts[clip.clip_id].satisfies(tools.config.texts.require):
+            wanted.append(clip)
+        else:
+            detail = f"texts.require is {tools.config.texts.require}"
+            yield Failure(clip.clip_id, video.video_id, Reason.NO_TEXT, detail), texts[clip.clip_id]
+    if not wanted:
+        return
+    for outcome in _decode(video.video_id, wanted, tools, poison):
+        clip_id = outcome.clip_id if isinstance(outcome, Failure) else outcome.clip.clip_id
+        yield outcome, texts[clip_id]
+
+
+def _decode(video_id: str, clips: list[Clip], tools: Tools, poison: str | None) -> Iterator[Media | Failure]:
+    try:
+        if poison is not None:
+            raise ClipError(Reason.VIDEO_UNREADABLE, poison)
+        path = _find(video_id, tools.locate)
+        probe = probe_video(path, tools.config.limits)
+    except ClipError as error:
+        for clip in clips:
+            yield Failure(clip.clip_id, video_id, error.reason, error.detail)
+        return
+    yield from cut_clips(path, video_id, probe, clips, tools.config.clips, tools.config.limits)
+
+
+def _find(video_id: str, locate: VideoLocator) -> Path:
+    try:
+        path = locate(video_id)
+    except OSError as error:
+        raise ClipError(Reason.VIDEO_MISSING, str(error.strerror)) from None
+    if path is None:
+        raise ClipError(Reason.VIDEO_MISSING, "no file at videos.templates or videos.index")
+    return path

@@ -1,0 +1,105 @@
+"""An index over texts by clip id that is built once, in bounded memory, and read by any number of processes.
+
+    rows (clip id, text) -> texts.bin  (id NUL text, one after the other)
+                         -> hashes.npy [n] hash of the id, sorted; places.npy [n, 2] offset and length: memory-mapped
+
+    build_index(rows, folder)
+    index = TextIndex(folder);  index.get("QMi8x8o55Ns.1.mp4")     # str | None
+
+100 M subtitles take 20 bytes each in the index plus their own length on disk, and next to nothing in private memory.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+ENTRY = np.dtype([("hash", "<u8"), ("offset", "<u8"), ("length", "<u4")])
+_NUM_BUCKETS = 64
+_ROWS_PER_FLUSH = 1 << 16
+
+
+def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
+    """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns their number."""
+    fresh = folder.with_name(f".{folder.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(_NUM_BUCKETS)]
+    offset = count = 0
+    with open(fresh / "texts.bin", "wb") as stream:
+        for clip_id, text in rows:
+            data = clip_id.encode("utf-8", "replace") + b"\0" + text.encode("utf-8", "replace")
+            stream.write(data)
+            number = id_hash(clip_id)
+            bucket = buckets[number >> 58]
+            bucket.append((number, offset, len(data)))
+            offset += len(data)
+            count += 1
+            if len(bucket) >= _ROWS_PER_FLUSH:
+                _spill(fresh, number >> 58, bucket)
+    for number, bucket in enumerate(buckets):
+        _spill(fresh, number, bucket)
+    _concatenate(fresh, count)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        # Another task was faster with the same content.
+        shutil.rmtree(fresh)
+    return count
+
+
+def _spill(folder: Path, number: int, bucket: list[tuple[int, int, int]]) -> None:
+    with open(folder / f"bucket_{number:02d}", "ab") as stream:
+        stream.write(np.array(bucket, dtype=ENTRY).tobytes())
+    bucket.clear()
+
+
+def _concatenate(folder: Path, count: int) -> None:
+    # An empty array cannot be memory-mapped: one row that no hash leads to.
+    hashes = np.lib.format.open_memmap(folder / "hashes.npy", mode="w+", dtype="<u8", shape=(max(1, count),))
+    places = np.lib.format.open_memmap(folder / "places.npy", mode="w+", dtype="<u8", shape=(max(1, count), 2))
+    position = 0
+    for number in range(_NUM_BUCKETS):
+        path = folder / f"bucket_{number:02d}"
+        entries = np.fromfile(path, dtype=ENTRY)
+        entries.sort(order=["hash", "offset"])
+        end = position + len(entries)
+        hashes[position:end] = entries["hash"]
+        places[position:end, 0], places[position:end, 1] = entries["offset"], entries["length"]
+        position = end
+        path.unlink()
+    hashes.flush()
+    places.flush()
+
+
+def id_hash(clip_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+class TextIndex:
+    """Reads texts by clip id."""
+
+    def __init__(self, folder: Path) -> None:
+        self._hashes = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
+        self._places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
+        self._texts = open(folder / "texts.bin", "rb")  # noqa: SIM115 -- as long as the index lives
+
+    def get(self, clip_id: str) -> str | None:
+        """The text of `clip_id`, or None."""
+        number = np.uint64(id_hash(clip_id))
+        position = int(np.searchsorted(self._hashes, number))
+        wanted = clip_id.encode("utf-8", "replace")
+        while position < len(self._hashes) and self._hashes[position] == number:
+            offset, length = (int(value) for value in self._places[position])
+            found, _, text = os.pread(self._texts.fileno(), length, offset).partition(b"\0")
+            if found == wanted:
+                return text.decode("utf-8", "replace")
+            position += 1
+        return None
+
+    def close(self) -> None:
+        self._texts.close()

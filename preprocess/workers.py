@@ -1,0 +1,153 @@
+"""Worker processes, each building one shard at a time; the parent hands out shards and collects progress.
+
+    for event in run_workers(shards, config, facts, num_workers):     # VideoDone | ShardDone | ShardFailed
+
+A worker that dies (out of memory, a crash inside a library) costs one video: the shard starts again in a fresh worker
+with the video that was being read marked as failed.
+"""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from preprocess.config import PreprocessConfig
+from preprocess.plan import Plan
+from preprocess.shard import Tools, VideoDone, build_shard
+
+MAX_POISONED_PER_SHARD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """A shard that could not be written: a full disk, a bug. Nothing of it is visible."""
+
+    number: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _VideoStarted:
+    video_id: str
+
+
+Event = VideoDone | ShardDone | ShardFailed
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    pipe: "Connection[Any, Any]"
+    shard: int | None = None
+    video_id: str = ""
+    poisoned: dict[str, str] = field(default_factory=dict)
+
+
+def run_workers(
+    shards: Sequence[int], config: PreprocessConfig, facts: dict[str, Any], num_workers: int
+) -> Iterator[Event]:
+    """Build `shards`; events arrive as they happen, in no fixed order between shards."""
+    waiting = list(reversed(shards))
+    poisoned: dict[int, dict[str, str]] = {}
+    workers = [_start(config, facts) for _ in range(min(num_workers, len(shards)))]
+    try:
+        for worker in workers:
+            _assign(worker, waiting, poisoned)
+        while any(worker.shard is not None for worker in workers):
+            pipes = {worker.pipe: worker for worker in workers if worker.shard is not None}
+            for pipe in wait(list(pipes)):
+                worker = pipes[pipe]  # type: ignore[index]
+                try:
+                    event = worker.pipe.recv()
+                except (EOFError, OSError):
+                    event = _bury(worker, waiting, poisoned)
+                    workers[workers.index(worker)] = worker = _start(config, facts)
+                if isinstance(event, _VideoStarted):
+                    worker.video_id = event.video_id
+                    continue
+                if event is not None:
+                    yield event
+                if not isinstance(event, VideoDone):
+                    _assign(worker, waiting, poisoned)
+    finally:
+        for worker in workers:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join()
+
+
+def _start(config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
+    # A fork of a clean server process: no threads, no open databases, and the libraries are imported once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preprocess.workers"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, config, facts), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _assign(worker: _Worker, waiting: list[int], poisoned: dict[int, dict[str, str]]) -> None:
+    worker.shard = waiting.pop() if waiting else None
+    worker.video_id = ""
+    if worker.shard is not None:
+        worker.pipe.send((worker.shard, poisoned.get(worker.shard, {})))
+
+
+def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, dict[str, str]]) -> ShardFailed | None:
+    """A worker is gone: put its shard back with the guilty video marked, or give the shard up."""
+    worker.process.join()
+    number = worker.shard
+    assert number is not None
+    known = poisoned.setdefault(number, {})
+    cause = f"reading it killed a worker ({_exit_words(worker.process.exitcode)})"
+    if not worker.video_id or worker.video_id in known or len(known) >= MAX_POISONED_PER_SHARD:
+        return ShardFailed(number, f"its worker died again ({_exit_words(worker.process.exitcode)})")
+    known[worker.video_id] = cause
+    waiting.append(number)
+    return None
+
+
+def _exit_words(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _work(pipe: "Connection[Any, Any]", config: PreprocessConfig, facts: dict[str, Any]) -> None:
+    """The life of a worker: shards in, events out, until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        tools = Tools.open(config)
+        plan = Plan.open(config.output)
+        while True:
+            number, poisoned = pipe.recv()
+            try:
+                shard = plan.shard(number)
+                events = build_shard(shard, tools, facts, poisoned)
+                for video in shard.videos:
+                    pipe.send(_VideoStarted(video.video_id))
+                    pipe.send(next(events))
+                for _ in events:
+                    pass
+                pipe.send(ShardDone(number))
+            except (BrokenPipeError, EOFError):
+                raise
+            except OSError as error:
+                pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename}"))
+            except Exception:
+                pipe.send(ShardFailed(number, traceback.format_exc()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
