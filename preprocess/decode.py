@@ -1,6 +1,6 @@
 """One decode pass over a source video: one ffmpeg process, whose output is the frames of all clips, in time order.
 
-    source file -> ffmpeg (decode, pick slots, scale, convert colours, encode) -> NUT on a pipe -> EncodedFrame(slot, data)
+    source file -> ffmpeg (decode, pick slots, scale, convert colours, encode) -> NUT on a pipe -> EncodedFrame
 
 A frame that two overlapping clips need is encoded once and handed to both. The process gets this one file, no stdin, a
 limit of time, memory and frame size, and may not write files.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import av
 import av.error
@@ -48,16 +49,20 @@ def decode_frames_of(
     """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well."""
     command = decode_command(path, probe, spans, grid, clips, limits)
     with _LimitedProcess(command, limits) as process:
+        # An empty or cut stream is judged by ffmpeg's own verdict below, not by the reader of its pipe.
         with contextlib.suppress(av.error.FFmpegError):
-            # An empty or cut stream is judged by ffmpeg's own verdict below, not by the reader of its pipe.
-            with av.open(process.stdout, "r", format="nut") as container:
-                stream = container.streams.video[0]
-                width, height = stream.codec_context.width, stream.codec_context.height
-                for packet in container.demux(stream):
-                    if packet.pts is not None and packet.time_base is not None:
-                        slot = round(packet.pts * packet.time_base * grid.grid_fps)
-                        yield EncodedFrame(slot, bytes(packet), width, height)
+            yield from _read_frames(process.stdout, grid)
         process.check()
+
+
+def _read_frames(stdout: IO[bytes], grid: Grid) -> Iterator[EncodedFrame]:
+    with av.open(stdout, "r", format="nut") as container:
+        stream = container.streams.video[0]
+        width, height = stream.codec_context.width, stream.codec_context.height
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.time_base is not None:
+                slot = round(packet.pts * packet.time_base * grid.grid_fps)
+                yield EncodedFrame(slot, bytes(packet), width, height)
 
 
 def decode_command(

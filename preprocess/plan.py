@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 from preprocess.failures import FailureTable
 from preprocess.lines import BadRow, read_lines, read_rows, table_kind
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
-from preprocess.publish import folder_lock, write_atomically
+from preprocess.publish import folder_lock
 from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
@@ -304,8 +304,3 @@ def _line_of(number: int, video: Video) -> bytes:
 def video_of(content: list[Any]) -> Video:
     """The video of one line of the plan."""
     return Video(content[1], tuple(Clip(*clip) for clip in content[2]))
-
-
-def save_config(output: Path, text: str) -> None:
-    """Keep the resolved config beside the shards."""
-    write_atomically(output / "config.yaml", text.encode())

@@ -7,6 +7,7 @@ Writes only the shards that are missing, so running it again is how to go on aft
 clip of the metadata is delivered or in the failures table. Exit codes: 0 done, 1 not finished, 2 wrong input.
 """
 
+import json
 import os
 import sys
 import time
@@ -21,7 +22,8 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.config import PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge
-from preprocess.plan import Plan, make_plan, save_config, shard_name
+from preprocess.plan import Plan, make_plan, shard_name
+from preprocess.publish import write_atomically
 from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
@@ -57,10 +59,12 @@ def task_shards(num_shards: int, index: int, count: int) -> range:
 
 def claim_folder(config: PreprocessConfig, config_hash: str) -> None:
     """Write config.yaml into a new folder; a folder that belongs to another config is an `InputError`."""
-    path = config.output / "config.yaml"
-    resolved = yaml.safe_load(to_yaml(config)) | {"ffmpeg_version": ffmpeg_version()}
-    if path.exists():
-        differing = differing_keys(read_yaml(path), resolved)
+    path, versions_path = config.output / "config.yaml", config.output / "versions.json"
+    resolved = yaml.safe_load(to_yaml(config))
+    versions = {"ffmpeg_version": ffmpeg_version()}
+    if path.exists() and versions_path.exists():
+        before = read_yaml(path) | json.loads(versions_path.read_text())
+        differing = differing_keys(before, resolved | versions)
         if differing:
             raise InputError(
                 f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
@@ -72,7 +76,8 @@ def claim_folder(config: PreprocessConfig, config_hash: str) -> None:
     if (config.output / "shards").exists():
         raise InputError(f"{config.output} holds shards but no config.yaml; give another output")
     config.output.mkdir(parents=True, exist_ok=True)
-    save_config(config.output, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    write_atomically(versions_path, json.dumps(versions).encode())
+    write_atomically(path, to_yaml(config).encode())
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -107,7 +112,8 @@ def build_missing(
     num_failures, duration_s = 0, 0.0
     tqdm.monitor_interval = 0
     total = sum(plan.num_clips(number) for number in missing)
-    with tqdm(total=total, unit=" clips", desc=config.output.name, file=sys.stderr, smoothing=0.05) as bar:
+    pause_s = 0.2 if sys.stderr.isatty() else 30.0
+    with tqdm(total=total, unit=" clips", desc=config.output.name, smoothing=0.05, mininterval=pause_s) as bar:
         for event in run_workers(missing, config, facts, num_workers):
             if isinstance(event, ShardFailed):
                 problems.append(event)
