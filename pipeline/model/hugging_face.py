@@ -1,0 +1,159 @@
+"""Hugging Face `CLIPModel` folders: config.json and model.safetensors, CLIP-ViP's extra tensors beside them.
+
+    config.json             a plain CLIPModel config; `CLIPModel.from_pretrained(folder)` reads the folder
+    model.safetensors       the CLIP tensors under Hugging Face's names
+    clip_vip.safetensors    vision_model.embeddings.added_cls [M-1, W] and .temporal_embedding [1, T0, W]
+    clip_vip.json           our ModelConfig
+
+A folder without the last two is a plain CLIP: our mean-pooling baseline.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.model.architecture import Architecture, TextArchitecture, VisionArchitecture
+from pipeline.model.config import ModelConfig
+from pipeline.model.formats import HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING, State, to_hugging_face
+
+EXTRA_TENSORS_FILE = "clip_vip.safetensors"
+EXTRA_CONFIG_FILE = "clip_vip.json"
+
+# transformers writes only what differs from these.
+_VISION_DEFAULTS = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu",
+}  # fmt: skip
+_TEXT_DEFAULTS = {
+    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+    "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+}  # fmt: skip
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+
+
+def read_folder(folder: Path) -> tuple[State, ModelConfig]:
+    """The tensors of a CLIPModel folder under Hugging Face's names, extras included, and the config they fit."""
+    hf_config = _read_json(folder / "config.json")
+    if hf_config.get("model_type") != "clip":
+        raise InputError(
+            f"{folder}/config.json is of model_type {hf_config.get('model_type')!r}; a CLIPModel is 'clip'"
+        )
+    architecture = _to_architecture(hf_config, folder)
+    state = _read_tensors(folder)
+    if (folder / EXTRA_TENSORS_FILE).exists():
+        state |= load_file(folder / EXTRA_TENSORS_FILE)
+        config = ModelConfig.model_validate(_read_json(folder / EXTRA_CONFIG_FILE))
+    else:
+        config = ModelConfig(num_proxies=1, num_temporal=0, pooling="mean")
+    update = {"name": str(folder), "architecture": architecture.model_dump(mode="json"), "image_size_px": None}
+    return state, config.model_copy(update=update)
+
+
+def write_folder(folder: Path, state: dict[str, Tensor], config: ModelConfig, architecture: Architecture) -> None:
+    """Our state as a CLIPModel folder that transformers reads, the extras beside it."""
+    tensors = to_hugging_face(state)
+    extras = {name: tensors.pop(name) for name in (HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING) if name in tensors}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    save_file(
+        {name: value.contiguous() for name, value in extras.items()}, folder / EXTRA_TENSORS_FILE, {"format": "pt"}
+    )
+    _write_json(folder / "config.json", _from_architecture(architecture))
+    _write_json(folder / EXTRA_CONFIG_FILE, config.model_dump(mode="json", exclude={"architecture", "pretrained"}))
+
+
+def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
+    vision = _VISION_DEFAULTS | (hf_config.get("vision_config") or {})
+    text = _TEXT_DEFAULTS | (hf_config.get("text_config") or {})
+    activations = {vision["hidden_act"], text["hidden_act"]}
+    if len(activations) != 1 or not activations <= _ACTIVATIONS.keys():
+        raise InputError(
+            f"{folder}/config.json: hidden_act must be quick_gelu or gelu in both towers, got {activations}"
+        )
+    return Architecture(
+        embed_dim=hf_config.get("projection_dim", 512),
+        quick_gelu=_ACTIVATIONS[activations.pop()],
+        vision_cfg=VisionArchitecture(
+            layers=vision["num_hidden_layers"],
+            width=vision["hidden_size"],
+            patch_size=vision["patch_size"],
+            image_size=vision["image_size"],
+            head_width=vision["hidden_size"] // vision["num_attention_heads"],
+            mlp_ratio=vision["intermediate_size"] / vision["hidden_size"],
+        ),
+        text_cfg=TextArchitecture(
+            context_length=text["max_position_embeddings"],
+            vocab_size=text["vocab_size"],
+            width=text["hidden_size"],
+            heads=text["num_attention_heads"],
+            layers=text["num_hidden_layers"],
+            mlp_ratio=text["intermediate_size"] / text["hidden_size"],
+        ),
+    )
+
+
+def _from_architecture(architecture: Architecture) -> dict[str, Any]:
+    vision, text = architecture.vision_cfg, architecture.text_cfg
+    if vision.ls_init_value is not None or text.ls_init_value is not None or text.pool_type != "argmax":
+        raise InputError("a Hugging Face CLIPModel has no layer scale and no `eos` pooling; export --to safetensors")
+    activation = "quick_gelu" if architecture.quick_gelu else "gelu"
+    end_id = text.vocab_size - 1
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": architecture.embed_dim,
+        "logit_scale_init_value": architecture.init_logit_scale,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vision.width,
+            "intermediate_size": int(vision.width * vision.mlp_ratio),
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.width // vision.head_width,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": activation,
+            "projection_dim": architecture.embed_dim,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": text.width,
+            "intermediate_size": int(text.width * text.mlp_ratio),
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "hidden_act": activation,
+            "projection_dim": architecture.embed_dim,
+            "bos_token_id": end_id - 1,
+            "eos_token_id": end_id,
+        },
+    }
+
+
+def _read_tensors(folder: Path) -> State:
+    if (folder / "model.safetensors").exists():
+        return dict(load_file(folder / "model.safetensors"))
+    if (folder / "pytorch_model.bin").exists():
+        return dict(torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True))
+    raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

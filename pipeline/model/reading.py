@@ -1,0 +1,141 @@
+"""Weights from any file or folder that we know, under our names.
+
+an exported folder or a checkpoint    model.safetensors + model.json
+a run folder                          its `latest` names the checkpoint
+a Hugging Face CLIPModel folder       config.json + model.safetensors, our extras beside them
+a file                                official .pt, open_clip's .pt / .bin / .safetensors
+
+weights = read_weights("pretrain_clipvip_base_32.pt")
+"""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.model import hugging_face
+from pipeline.model.architecture import Architecture, read_architecture
+from pipeline.model.config import ModelConfig
+from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING, Format, State, detect_format, to_ours
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "model.json"
+LATEST_FILE = "latest"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under our names, and what their file says about the model."""
+
+    state: State
+    world: Format
+    config: ModelConfig | None
+    """Self-contained (architecture inlined); None where the file does not tell: number of heads, activation."""
+    quick_gelu: bool | None
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read weights of any known form. InputError says what `path` lacks."""
+    path = Path(path)
+    if path.is_file() and path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).exists():
+        path = path.parent
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise InputError(f"no weights at {path}; give a run, checkpoint or exported folder, or a weights file")
+    tensors = read_tensors(path)
+    world = detect_format(tensors)
+    if world is None:
+        some = ", ".join(list(tensors)[:3])
+        raise InputError(f"{path} holds no CLIP or CLIP-ViP weights; its first tensors are {some}")
+    return Weights(to_ours(tensors), world, config=None, quick_gelu=True if world == "official" else None)
+
+
+def read_tensors(path: Path) -> State:
+    """The tensors of one file; .pt files are read with weights_only, so no code in them runs."""
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot read weights from {path}: {reason}; a .pt file must hold tensors only") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} is not a state dict: it must map names to tensors")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): value for name, value in content.items()}
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The folder that `folder`'s `latest` names, or `folder` itself."""
+    pointer = folder / LATEST_FILE
+    return folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else folder
+
+
+def identify_official(state: State, path: str | Path) -> ModelConfig | None:
+    """The quick-GELU ViT of open_clip with these shapes; no tensor tells the number of heads of another."""
+    import open_clip
+
+    needed = {
+        "visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text.token_embedding.weight",
+        "text.positional_embedding", TEMPORAL_EMBEDDING,
+    }  # fmt: skip
+    if needed - state.keys():
+        raise InputError(
+            f"{path} is not a complete official checkpoint: it lacks {', '.join(sorted(needed - state.keys()))}"
+        )
+    num_proxies = 1 + len(state.get(ADDED_PROXIES, ()))
+    for name in open_clip.list_models():
+        if name.endswith("-quickgelu") and name.startswith("ViT-"):
+            config = ModelConfig(name=name, num_proxies=num_proxies, num_temporal=len(state[TEMPORAL_EMBEDDING]))
+            try:
+                architecture = read_architecture(config)
+            except InputError:
+                continue
+            if _fits(state, architecture):
+                return config.model_copy(update={"architecture": architecture.model_dump(mode="json")})
+    return None
+
+
+def _torch_load(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_folder(folder: Path) -> Weights:
+    target = checkpoint_of(folder)
+    if (target / CONFIG_FILE).is_file():
+        if not (target / WEIGHTS_FILE).is_file():
+            raise InputError(f"{target} holds {CONFIG_FILE} but no {WEIGHTS_FILE}; was the export interrupted?")
+        config = ModelConfig.model_validate(json.loads((target / CONFIG_FILE).read_text(encoding="utf-8")))
+        return Weights(read_tensors(target / WEIGHTS_FILE), "ours", config, read_architecture(config).quick_gelu)
+    if (folder / "config.json").is_file():
+        tensors, config = hugging_face.read_folder(folder)
+        return Weights(to_ours(tensors), "hugging_face", config, read_architecture(config).quick_gelu)
+    raise InputError(
+        f"{target} holds no model: expected {WEIGHTS_FILE} + {CONFIG_FILE}, a run folder with {LATEST_FILE}, "
+        "or a Hugging Face CLIPModel folder"
+    )
+
+
+def _fits(state: State, architecture: Architecture) -> bool:
+    vision, text = architecture.vision_cfg, architecture.text_cfg
+    num_positions = (vision.image_size // vision.patch_size) ** 2 + 1
+    return (
+        state["visual.conv1.weight"].shape == (vision.width, 3, vision.patch_size, vision.patch_size)
+        and state["visual.positional_embedding"].shape == (num_positions, vision.width)
+        and state["visual.proj"].shape == (vision.width, architecture.embed_dim)
+        and state["text.token_embedding.weight"].shape == (text.vocab_size, text.width)
+        and state["text.positional_embedding"].shape == (text.context_length, text.width)
+        and _num_blocks(state, "visual") == vision.layers
+        and _num_blocks(state, "text") == text.layers
+    )
+
+
+def _num_blocks(state: State, tower: str) -> int:
+    return sum(name.startswith(f"{tower}.transformer.resblocks.") and name.endswith(".ln_1.weight") for name in state)

@@ -1,0 +1,86 @@
+"""Where a new model's CLIP weights come from: a tag of open_clip, a file, or open_clip's own random start.
+
+    state, architecture = start_state(ModelConfig(name="ViT-B-32-quickgelu", pretrained="openai"))
+
+The state lacks the added proxies and the temporal embedding unless its source has them.
+"""
+
+import difflib
+import os
+from pathlib import Path
+
+from pipeline.errors import InputError, RunError
+from pipeline.model.architecture import Architecture, openclip_name, read_architecture
+from pipeline.model.config import ModelConfig
+from pipeline.model.formats import State, to_ours
+from pipeline.model.reading import read_weights
+
+
+def start_state(config: ModelConfig) -> tuple[State, Architecture]:
+    """CLIP's tensors under our names, and the architecture with the pixel statistics that belong to them."""
+    architecture = read_architecture(config)
+    if config.pretrained is None:
+        return _random_state(architecture), architecture
+    path = Path(config.pretrained).expanduser()
+    if path.exists() or os.sep in config.pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        return _state_from_path(path, config.name, architecture), architecture
+    return _state_from_tag(config.name, config.pretrained, architecture)
+
+
+def _random_state(architecture: Architecture) -> State:
+    from open_clip.model import CLIP
+
+    model = CLIP(
+        embed_dim=architecture.embed_dim,
+        vision_cfg=architecture.vision_cfg.model_dump(),
+        text_cfg=architecture.text_cfg.model_dump(),
+        quick_gelu=architecture.quick_gelu,
+        init_logit_scale=architecture.init_logit_scale,
+    )
+    return to_ours(model.state_dict())
+
+
+def _state_from_path(path: Path, name: str, architecture: Architecture) -> State:
+    weights = read_weights(path)
+    _check_activation(name, architecture, weights.quick_gelu, str(path))
+    return weights.state
+
+
+def _state_from_tag(name: str, tag: str, architecture: Architecture) -> tuple[State, Architecture]:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    name = openclip_name(name)
+    facts = get_pretrained_cfg(name, tag)
+    if not facts:
+        near = _nearest_tag(name, tag, list_pretrained_tags_by_model(name))
+        raise InputError(f"{name} has no pre-trained tag {tag!r}, and no such file exists; {near}")
+    _check_activation(name, architecture, bool(facts.get("quick_gelu")), f"tag {tag}")
+    try:
+        model = open_clip.create_model(name, pretrained=tag)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"open_clip could not fetch {name} {tag}: {reason}; give a local file as `pretrained`") from None
+    statistics = {"pixel_mean": tuple(facts["mean"]), "pixel_std": tuple(facts["std"])}
+    return to_ours(model.state_dict()), architecture.model_copy(update=statistics)
+
+
+def _nearest_tag(name: str, tag: str, tags: list[str]) -> str:
+    quick = f"{name}-quickgelu"
+    if not tags:
+        return f"open_clip has no weights for {name}"
+    near = difflib.get_close_matches(tag, tags, n=1, cutoff=0.0)[0]
+    return f"the nearest tag is {near!r}" + (f" (see also {quick})" if tag == "openai" else "")
+
+
+def _check_activation(name: str, architecture: Architecture, quick_gelu: bool | None, origin: str) -> None:
+    """OpenAI's and the official weights were trained with quick-GELU: in a GELU model they work, but badly."""
+    if quick_gelu is None or quick_gelu == architecture.quick_gelu:
+        return
+    theirs, ours = ("quick-GELU", "GELU") if quick_gelu else ("GELU", "quick-GELU")
+    if name.endswith(".json"):
+        remedy = f'set "quick_gelu": {str(quick_gelu).lower()} in {name}'
+    else:
+        plain = openclip_name(name).removesuffix("-quickgelu")
+        remedy = f"use name: {plain}-quickgelu" if quick_gelu else f"use name: {plain}"
+    raise InputError(f"{origin} was trained with {theirs}, but {name} is a {ours} model; {remedy}")
