@@ -36,8 +36,13 @@ def save_model(folder: str | Path, state_dict: Mapping[str, Tensor], config: Mod
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(path: str | Path, kind: type[Model] = CLIPViP) -> Model:  # type: ignore[assignment]
+def load_model(path: str | Path) -> CLIPViP:
     """A model in evaluation mode from an exported, checkpoint, run or Hugging Face folder, or an official .pt file."""
+    return load_model_as(CLIPViP, path)
+
+
+def load_model_as(kind: type[Model], path: str | Path) -> Model:
+    """`load_model` for a class of models that adds methods."""
     weights = read_weights(path)
     config = weights.config
     if weights.world == "official":
