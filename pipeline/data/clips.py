@@ -1,27 +1,115 @@
-"""Clips of a shard set in a stated order, for evaluation: uniform frames, no shuffling, no padding.
+"""Clips for evaluation: each one exactly once, in a fixed order, uniform frames, no padding.
 
 reader = ClipReader("data/shards/sample_heldout", num_frames=12, image_size_px=224)
-for clip_ids, video_BTCHW, ok_B in reader.batches(0, len(reader.clip_ids), batch_size=32): ...
+for clip_ids, video_BTCHW, ok_B in reader.batches(0, len(reader), batch_size=32, num_workers=2): ...
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
+from pipeline.data.index import Place, name_hash, read_manifest
+from pipeline.data.loader import Failed, empty_frames, run_workers
+from pipeline.data.sample import read_sample
+from pipeline.data.storage import DamagedSample, Folder
+from pipeline.data.transform import WHOLE, FrameFit
+from pipeline.errors import InputError, PipelineError, RunError
+
+_PREFETCH_BATCHES = 2
 
 
 class ClipReader:
-    """Clips by number: the position in `clip_ids`."""
-
-    clip_ids: list[str]
+    """The clips of a shard set by id; all of them in manifest order, or the ones asked for in the order asked for."""
 
     def __init__(
-        self, shards: str | Path, *, num_frames: int, image_size_px: int, clip_ids: Sequence[str] | None = None
+        self,
+        shards: str | Path,
+        *,
+        num_frames: int,
+        image_size_px: int,
+        clip_ids: Sequence[str] | None = None,
+        frame_fit: str = "squash",
     ) -> None:
-        raise NotImplementedError
+        places = _places_by_clip_id(str(shards))
+        if clip_ids is not None:
+            missing = [clip_id for clip_id in clip_ids if clip_id not in places]
+            if missing:
+                raise InputError(
+                    f"{shards} lacks {len(missing)} of {len(clip_ids)} clips, the first is {missing[0]!r}; "
+                    "see its failures folder"
+                )
+        self.clip_ids = list(places if clip_ids is None else clip_ids)
+        self._places = [places[clip_id] for clip_id in self.clip_ids]
+        self._folder = Folder(str(shards))
+        self._num_frames = num_frames
+        self._fit = FrameFit(image_size_px, "crop" if frame_fit == "crop" else "squash")
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
 
     def batches(
         self, start: int, stop: int, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """Yield (clip_ids, video uint8 [b, T, 3, H, W], ok bool [b]) for the clips [start, stop)."""
-        raise NotImplementedError
+        """Yield (clip ids, video uint8 [b, T, 3, H, W], ok bool [b]) of clips [start, stop).
+
+        A clip that cannot be read is a row of zeros with `ok` false. Raises RunError when the file system keeps
+        failing.
+        """
+        pieces = [range(at, min(at + batch_size, stop)) for at in range(start, stop, batch_size)]
+        dataset = _ClipBatches(self._folder, self._places, self._num_frames, self._fit)
+        for piece, (tensors, failure) in zip(
+            pieces,
+            run_workers(dataset, pieces, num_workers=num_workers, prefetch=_PREFETCH_BATCHES),
+            strict=True,
+        ):
+            if failure is not None:
+                raise RunError(failure.message)
+            yield self.clip_ids[piece.start : piece.stop], tensors["video_BTCHW"], tensors["ok_B"]
+
+
+class _ClipBatches(Dataset[Any]):
+    def __init__(self, folder: Folder, places: Sequence[Place], num_frames: int, fit: FrameFit) -> None:
+        self._folder = folder
+        self._places = places
+        self._num_frames = num_frames
+        self._fit = fit
+
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[dict[str, Tensor], Failed | None]:
+        size = self._fit.size_px
+        video_BTHWC = empty_frames(len(numbers), self._num_frames, size, size, 3)
+        ok_B = torch.zeros(len(numbers), dtype=torch.bool)
+        for row, number in enumerate(numbers):
+            try:
+                self._decode(self._places[number], video_BTHWC[row])
+                ok_B[row] = True
+            except (DamagedSample, DamagedMedia):
+                video_BTHWC[row] = 0
+            except PipelineError as error:
+                return {}, Failed(str(error))
+        return {"video_BTCHW": video_BTHWC.permute(0, 1, 4, 2, 3), "ok_B": ok_B}, None
+
+    def _decode(self, place: Place, video_THWC: Tensor) -> None:
+        sample = read_sample(self._folder, place, subtitle_from="", caption_from="")
+        clip = open_clip_bytes(sample.media, sample.ext)
+        indices = uniform_indices(clip.num_frames, self._num_frames)
+        for frame, out in zip(clip.read(indices), video_THWC.numpy(), strict=True):
+            self._fit.place(frame, WHOLE, out)
+
+
+def _places_by_clip_id(folder: str) -> dict[str, Place]:
+    places: dict[str, Place] = {}
+    for shard in read_manifest(folder):
+        content = Folder(folder).read_file(f"{shard['shard']}.parquet")
+        table = pq.read_table(pa.BufferReader(content), columns=["key", "clip_id", "offset", "size"])
+        for row in table.to_pylist():
+            places[row["clip_id"]] = Place(
+                len(places), shard["shard"], row["offset"], row["size"], name_hash(row["key"])
+            )
+    return places

@@ -42,7 +42,7 @@ SIDECAR_COLUMNS = {
 }
 """A row per sample, in tar order.
 
-Schema metadata: shard, shard_sha256, shard_bytes, num_samples, config_hash, versions."""
+Schema metadata: format_version, shard, shard_sha256, shard_bytes, num_samples, config_hash, versions."""
 
 MANIFEST_COLUMNS = {
     "shard": "string",  # path below the set, without suffix: shards/000012
@@ -57,7 +57,7 @@ MANIFEST_COLUMNS = {
 }
 """A row per published shard, sorted by `shard`.
 
-Schema metadata: manifest_hash, num_samples, subtitle_from, caption_from."""
+Schema metadata: format_version, manifest_hash, num_samples, subtitle_from, caption_from."""
 
 FAILURE_COLUMNS = {
     "clip_id": "string",

@@ -1,0 +1,46 @@
+"""Ranks agree on what went wrong in the data, so that all of them know it and none is left waiting.
+
+    bad_on_all_ranks = agreement.share(bad_here, failure_here)      # RunError on every rank when any rank failed
+
+One small all-reduce on the CPU per batch; names travel only when there is something to name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+
+from pipeline import dist
+from pipeline.data.batch import BadSample
+from pipeline.errors import RunError
+
+
+class Agreement:
+    """A gloo group of all ranks; with one rank, or ranks that a test plays one after the other, nothing is sent."""
+
+    def __init__(self, world_size: int) -> None:
+        self._group: Any = None
+        if world_size > 1 and dist.is_initialized() and dist.world_size() == world_size:
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def share(self, bad: Sequence[BadSample], failure: str | None) -> list[BadSample]:
+        """Every rank's bad samples in rank order. Raises RunError on all ranks when one has a failure."""
+        reports: list[Any] = [(list(bad), failure)]
+        if self._group is not None:
+            reports = self._gathered(reports[0], is_quiet=not bad and failure is None)
+        failures = sorted({failed for _, failed in reports if failed})
+        if failures:
+            raise RunError("; ".join(failures))
+        return [sample for reported, _ in reports for sample in reported]
+
+    def _gathered(self, report: Any, *, is_quiet: bool) -> list[Any]:
+        loud = torch.tensor([0 if is_quiet else 1])
+        reports: list[Any] = [([], None)] * torch.distributed.get_world_size(self._group)
+        try:
+            torch.distributed.all_reduce(loud, group=self._group)
+            if loud.item():
+                torch.distributed.all_gather_object(reports, report, group=self._group)
+        except RuntimeError as error:
+            raise RunError(f"another rank went away while fetching data ({str(error).splitlines()[0]})") from None
+        return reports

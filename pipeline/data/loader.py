@@ -1,0 +1,256 @@
+"""What happens in a data worker: a rank's part of a composition -> tensors of one batch.
+
+    loader = RankLoader(recipe)
+    delivered = loader[composition]         # Delivered: tensors, keys, bad samples; or Failed
+
+Workers come from a fork server: no CUDA, no signal handlers, no locks and no random state of the trainer, and no second
+import of its entry module. They ignore the signals that a scheduler sends to every process of a job (the trainer
+decides when to stop), and end when the trainer ends. Batches travel in shared memory that has no name any more by the
+time it is filled, so a SIGKILL leaves nothing behind.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import types
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from pipeline.data.batch import BadSample
+from pipeline.data.frames import DamagedMedia, jittered_indices, middle_index, open_clip_bytes, uniform_indices
+from pipeline.data.index import Manifest, Place
+from pipeline.data.order import keyed_generator, mix
+from pipeline.data.sample import Sample
+from pipeline.data.schedule import Composition
+from pipeline.data.sources import Source, SourceConfig
+from pipeline.data.storage import DamagedSample, Folder
+from pipeline.data.transform import FrameFit
+from pipeline.errors import PipelineError
+
+Tokenize = Callable[[list[str]], Tensor]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a worker needs, picklable and small: manifests are named, not carried."""
+
+    sources: tuple[SourceConfig, ...]
+    manifest_hashes: tuple[str, ...]
+    excluded_rows: tuple[NDArray[np.int64], ...]
+    index_folder: Path | None
+    seed: int
+    shuffle: bool
+    window_shards: int | None
+    num_frames: int
+    num_text_tokens: int
+    jitter: bool
+    fit: FrameFit
+    verify_media: bool
+    num_rows: int
+    """Rows of this rank's batch, padding included."""
+    tokenize: Tokenize
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One rank's batch without its tensors (which travel beside it, so that they can be pinned)."""
+
+    index: int
+    epoch: int
+    keys: tuple[str, ...]
+    sources: tuple[int, ...]
+    bad: tuple[BadSample, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A fatal error in a worker, as a value: every rank is to hear of it before any of them raises."""
+
+    message: str
+
+
+class RankLoader(Dataset[Any]):
+    """Map a rank's Composition to ({name: tensor}, Delivered), or to ({}, Failed)."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._sources: list[Source] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "_sources": []}
+
+    def __getitem__(self, composition: Composition) -> tuple[dict[str, Tensor], Delivered | Failed]:
+        try:
+            if not self._sources:
+                self._sources = open_sources(self.recipe)
+            return self._load(composition)
+        except PipelineError as error:
+            return {}, Failed(str(error))
+
+    def _load(self, composition: Composition) -> tuple[dict[str, Tensor], Delivered]:
+        recipe = self.recipe
+        size = recipe.fit.size_px
+        video_BTHWC = empty_frames(recipe.num_rows, recipe.num_frames, size, size, 3)
+        middle_BHWC = empty_frames(recipe.num_rows, size, size, 3)
+        valid_B = torch.zeros(recipe.num_rows, dtype=torch.bool)
+        keys = [""] * recipe.num_rows
+        texts = [("", "")] * recipe.num_rows
+        bad: list[BadSample] = []
+        for row, (number, own_epoch, place) in enumerate(self._places(composition)):
+            try:
+                sample = self._sources[number].read(place, verify_media=recipe.verify_media)
+                rng = keyed_generator(recipe.seed, own_epoch, place.key_hash)
+                self._decode(sample, rng, video_BTHWC[row].numpy(), middle_BHWC[row].numpy())
+            except (DamagedSample, DamagedMedia) as error:
+                source = self._sources[number]
+                reason = error.reason if isinstance(error, DamagedSample) else "media_undecodable"
+                keys[row] = source.key_at(place)
+                bad.append(BadSample(keys[row], f"{source.name}/{place.shard}.tar", reason))
+                continue
+            keys[row], texts[row] = sample.key, (sample.subtitle, sample.caption)
+            valid_B[row] = True
+        video_BTHWC[~valid_B] = 0
+        middle_BHWC[~valid_B] = 0
+        subtitle_BL, has_subtitle_B = self._tokens([subtitle for subtitle, _ in texts])
+        caption_BL, has_caption_B = self._tokens([caption for _, caption in texts])
+        tensors = {
+            "video_BTCHW": video_BTHWC.permute(0, 1, 4, 2, 3),
+            "middle_BCHW": middle_BHWC.permute(0, 3, 1, 2),
+            "subtitle_BL": subtitle_BL,
+            "caption_BL": caption_BL,
+            "valid_B": valid_B,
+            "has_subtitle_B": has_subtitle_B,
+            "has_caption_B": has_caption_B,
+        }
+        num_padding = recipe.num_rows - len(composition.sources_G)
+        sources = (*(int(number) for number in composition.sources_G), *[-1] * num_padding)
+        return tensors, Delivered(composition.index, composition.epoch, tuple(keys), sources, tuple(bad))
+
+    def _places(self, composition: Composition) -> list[tuple[int, int, Place]]:
+        """(source, own epoch, place) of each slot, in slot order."""
+        recipe = self.recipe
+        found: list[tuple[int, int, Place] | None] = [None] * len(composition.sources_G)
+        pairs = np.stack([composition.sources_G, composition.own_epochs_G], axis=1)
+        for number, own_epoch in np.unique(pairs, axis=0):
+            slots = np.flatnonzero((pairs == (number, own_epoch)).all(axis=1))
+            source = self._sources[number]
+            rows = source.rows(
+                int(own_epoch),
+                composition.positions_G[slots],
+                seed=mix(recipe.seed, int(number)),
+                shuffle=recipe.shuffle,
+                window_shards=recipe.window_shards,
+            )
+            for slot, place in zip(slots, source.manifest.places(rows), strict=True):
+                found[slot] = (int(number), int(own_epoch), place)
+        return [one for one in found if one is not None]
+
+    def _decode(self, sample: Sample, rng: np.random.Generator, video_THWC: Pixels, middle_HWC: Pixels) -> None:
+        recipe = self.recipe
+        clip = open_clip_bytes(sample.media, sample.ext)
+        if recipe.jitter:
+            indices = jittered_indices(clip.num_frames, recipe.num_frames, rng)
+        else:
+            indices = uniform_indices(clip.num_frames, recipe.num_frames)
+        middle = middle_index(clip.num_frames)
+        view = recipe.fit.draw(rng)
+
+        def place(index: int, frame: Pixels) -> None:
+            targets = [video_THWC[slot] for slot, wanted in enumerate(indices) if wanted == index]
+            targets += [middle_HWC] if index == middle else []
+            recipe.fit.place(frame, view, targets[0])
+            for target in targets[1:]:
+                target[:] = targets[0]
+
+        clip.visit([*indices, middle], place)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids_BL = torch.zeros(len(texts), self.recipe.num_text_tokens, dtype=torch.int64)
+        has_B = torch.tensor([bool(text) for text in texts])
+        if has_B.any():
+            ids = self.recipe.tokenize([text for text in texts if text])
+            if ids.shape[1:] != ids_BL.shape[1:]:
+                raise ValueError(f"the tokenizer gives {ids.shape[1]} ids a text, expected {ids_BL.shape[1]}")
+            ids_BL[has_B] = ids.long()
+        return ids_BL, has_B
+
+
+def open_sources(recipe: Recipe) -> list[Source]:
+    """Map the manifests that the recipe names."""
+    return [
+        Source(
+            Manifest.open(config.shards, pinned=pinned, index_folder=recipe.index_folder),
+            config,
+            excluded,
+            Folder(config.shards),
+        )
+        for config, pinned, excluded in zip(recipe.sources, recipe.manifest_hashes, recipe.excluded_rows, strict=True)
+    ]
+
+
+def empty_frames(*shape: int) -> Tensor:
+    """An uninitialised uint8 tensor; in a worker it lies in shared memory at once, which saves a copy of the batch."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def run_workers(
+    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, prefetch: int
+) -> Generator[Any, None, None]:
+    """Yield `dataset[request]` for each request, in order, computed `num_workers` at a time (0: in this process)."""
+    loader = DataLoader(
+        dataset,
+        sampler=requests,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_enter_worker,
+        multiprocessing_context=_fork_server() if num_workers else None,
+        generator=torch.Generator(),  # the default one would draw from the trainer's random state
+    )
+    with _entry_hidden():
+        iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        del iterator
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _enter_worker(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _fork_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.data.loader", "pyarrow.parquet"])
+    return context
+
+
+@contextlib.contextmanager
+def _entry_hidden() -> Iterator[None]:
+    """Start processes without importing our entry module again: it would cost each worker DeepSpeed and its memory."""
+    entry = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = entry

@@ -1,0 +1,108 @@
+"""Sources of the stream: a shard set each, its exclude lists applied, its epochs shuffled.
+
+source = Source(manifest, config, excluded_rows)
+rows = source.rows(own_epoch, positions, seed=42, shuffle=True, window_shards=None)
+sample = source.read(rows[0])
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.config import Section
+from pipeline.data.index import Manifest, Place
+from pipeline.data.order import EpochOrder
+from pipeline.data.sample import Sample, read_sample
+from pipeline.data.storage import Folder
+from pipeline.errors import InputError, RunError
+
+Int64s = NDArray[np.int64]
+
+
+class SourceConfig(Section):
+    """One shard set that the stream draws from."""
+
+    shards: str
+    """Folder of a shard set (with manifest.parquet), or its fsspec URL such as s3://bucket/set."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this source in every batch, relative to the other sources' weights."""
+    kind: Literal["video", "image"] = "video"
+    """`image`: image-text pairs as videos of one frame, with captions only."""
+    subtitle_from: str | None = None
+    """Where the subtitle lies: `json:FIELD`, `txt`, or '' for nowhere; null: as the manifest says."""
+    caption_from: str | None = None
+    """Where the caption lies: `json:FIELD`, `txt`, or '' for nowhere; null: as the manifest says."""
+
+
+class Source:
+    """The kept samples of one manifest: manifest rows minus the excluded ones, in shuffled order per epoch."""
+
+    def __init__(self, manifest: Manifest, config: SourceConfig, excluded_rows: Int64s, folder: Folder) -> None:
+        self.manifest = manifest
+        self.name = config.shards
+        self._subtitle_from, self._caption_from = texts_from(manifest, config)
+        self._folder = folder
+        # Kept sample k is row k + (number of excluded rows before it), found by one binary search.
+        self._kept_before_excluded = excluded_rows - np.arange(len(excluded_rows))
+        self.shard_sizes = manifest.shard_sizes
+        if len(excluded_rows):
+            gone = np.bincount(manifest.shard_of(excluded_rows), minlength=manifest.num_shards)
+            self.shard_sizes = manifest.shard_sizes - gone
+        self.num_samples = manifest.num_samples - len(excluded_rows)
+        if not self.num_samples:
+            raise InputError(f"{config.shards} has no sample left after data.exclude")
+        self.order = lru_cache(maxsize=4)(self._order)
+
+    def rows(self, own_epoch: int, positions: Int64s, *, seed: int, shuffle: bool, window_shards: int | None) -> Int64s:
+        """The manifest rows at `positions` of this source's epoch `own_epoch`."""
+        kept = self.order(own_epoch, seed, shuffle, window_shards).rows(positions)
+        rows: Int64s = kept + np.searchsorted(self._kept_before_excluded, kept, side="right")
+        return rows
+
+    def _order(self, own_epoch: int, seed: int, shuffle: bool, window_shards: int | None) -> EpochOrder:
+        return EpochOrder(self.shard_sizes, seed=seed, epoch=own_epoch, shuffle=shuffle, window_shards=window_shards)
+
+    def read(self, place: Place, *, verify_media: bool) -> Sample:
+        """The sample at `place`. Raises DamagedSample, or RunError when the file system keeps failing."""
+        return read_sample(
+            self._folder,
+            place,
+            subtitle_from=self._subtitle_from,
+            caption_from=self._caption_from,
+            verify_media=verify_media,
+        )
+
+    def key_at(self, place: Place) -> str:
+        """The key of a sample that could not be read, from its shard's sidecar; its row number without one."""
+        in_shard = place.row - int(self.manifest.first_rows[self.manifest.shard_of(np.array([place.row]))[0]])
+        try:
+            sidecar = pa.BufferReader(self._folder.read_file(f"{place.shard}.parquet"))
+            return str(pq.read_table(sidecar, columns=["key"]).column("key")[in_shard].as_py())
+        except (OSError, pa.ArrowInvalid, IndexError, RunError):
+            return f"row {place.row}"
+
+
+def texts_from(manifest: Manifest, config: SourceConfig) -> tuple[str, str]:
+    """Where a source's subtitle and caption lie: what the config says, else what the manifest says."""
+    subtitle_from = manifest.subtitle_from if config.subtitle_from is None else config.subtitle_from
+    caption_from = manifest.caption_from if config.caption_from is None else config.caption_from
+    return ("" if config.kind == "image" else subtitle_from), caption_from
+
+
+def read_exclude_lists(paths: Sequence[Path]) -> list[str]:
+    """Clip ids, video ids or keys from text files, one a line; empty lines and `#` lines are skipped."""
+    names: set[str] = set()
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read exclude list {path}: {error}; check data.exclude") from None
+        names.update(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    return sorted(names)

@@ -1,0 +1,310 @@
+"""The stream of training batches: any world size, each sample exactly once per epoch, resumable anywhere.
+
+    sources + weights -> Schedule -> compositions of global batches -> this rank's part -> workers -> Batch
+
+    stream = Stream(config, global_batch_size=1024, image_size_px=224, tokenize=tokenize, seed=42, rank=0, world_size=1)
+    for batch in stream: ...              # for ever, epoch after epoch
+    state = stream.state_dict()           # after the last batch handed out: small, JSON-able
+
+Global batch b has the same rows in the same order for every number of ranks, workers and prefetched batches. A bad
+sample is a masked row; it is named, counted, and known to all ranks at once.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline import dist
+from pipeline.config import Section
+from pipeline.data.agreement import Agreement
+from pipeline.data.batch import BadSample, Batch
+from pipeline.data.index import Manifest, manifest_facts
+from pipeline.data.loader import Delivered, Failed, RankLoader, Recipe, Tokenize, run_workers
+from pipeline.data.schedule import Composition, Cursor, Schedule
+from pipeline.data.sources import SourceConfig, read_exclude_lists
+from pipeline.data.transform import FrameFit
+from pipeline.errors import InputError, RunError
+
+STATE_VERSION = 1
+
+
+class DataConfig(Section):
+    """What the stream reads, in which order, and how a clip becomes tensors."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """Shard sets to draw from; an epoch is one pass over the first."""
+    num_frames: int = Field(default=12, ge=1)
+    """Frames per clip."""
+    num_text_tokens: int = Field(default=70, ge=3)
+    """Tokens per text, start and end included."""
+    jitter: bool = True
+    """Move the first and last frame at random by up to one interval, as the official code does in training."""
+    frame_fit: Literal["squash", "crop"] = "squash"
+    """squash: scale height and width apart to the square; crop: scale the short side and cut the long one."""
+    random_crop_min_area: float = Field(default=1.0, gt=0, le=1)
+    """Below 1: see a random part of the frame, at least this share of its area; the same for all frames of a clip."""
+    flip_probability: float = Field(default=0.0, ge=0, le=1)
+    """Chance that a clip is mirrored (texts that name left and right become wrong)."""
+    shuffle: bool = True
+    """Shuffle every epoch anew; false: manifest order."""
+    shuffle_window_shards: int | None = Field(default=None, ge=1)
+    """Shuffle the shards, and samples within groups of this many shards; null: shuffle the whole set as one."""
+    epoch_end: Literal["drop", "carry"] = "drop"
+    """What becomes of the samples that do not fill a last batch: dropped, or carried into the next epoch."""
+    exclude: list[Path] = []
+    """Text files of clip ids or video ids never to train on, one a line."""
+    follow_manifest: bool = False
+    """Take up shards that were added to a set, at the start of each epoch; false: keep the manifest that was pinned."""
+    verify_media: bool = True
+    """Check each clip's sha256 (0.3 ms): a flipped bit in a picture is otherwise decoded without complaint."""
+    max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
+    """Bad samples are masked up to this share of the samples read, beyond it the run fails."""
+    max_bad_grace: int = Field(default=100, ge=0)
+    """Bad samples that are tolerated on top, however few samples were read."""
+    num_workers: int = Field(default=4, ge=0)
+    """Data workers per rank; 0: load in the trainer's own process."""
+    prefetch_batches: int = Field(default=2, ge=1)
+    """Batches that each worker holds ready."""
+    index_folder: Path | None = None
+    """Where indexes of manifests are kept; null: beside the shards, or in the user's cache where that is read-only."""
+
+    @model_validator(mode="after")
+    def _no_idle_settings(self) -> Self:
+        if not self.shuffle and self.shuffle_window_shards is not None:
+            raise ValueError("shuffle_window_shards does nothing with shuffle=false; remove one of them")
+        if self.follow_manifest and self.epoch_end == "carry":
+            raise ValueError("follow_manifest needs epoch borders: set epoch_end=drop")
+        return self
+
+
+class Stream:
+    """Batches of one rank. Iterating goes on from the present state; so does every new `iter(stream)`."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        global_batch_size: int,
+        image_size_px: int,
+        tokenize: Tokenize,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.config = config
+        self.global_batch_size = global_batch_size
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._tokenize = tokenize
+        self._image_size_px = image_size_px
+        self._excluded_names = read_exclude_lists(config.exclude)
+        self._agreement = Agreement(world_size)
+        self._open_manifests(self._newest_hashes())
+        self._cursor = self._schedule.start()
+        self._bad: dict[tuple[str, str], BadSample] = {}
+        self.composition: dict[str, int] = {}
+        """Samples by source in the last global batch handed out."""
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of one epoch: those of the first source and what the others add to it."""
+        return self._schedule.num_slots
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole global batches in one epoch."""
+        return self.batches_in(1)
+
+    def batches_in(self, num_epochs: int) -> int:
+        """Whole global batches in so many epochs."""
+        return self._schedule.batches_in(num_epochs, self.global_batch_size)
+
+    @property
+    def bad_by_reason(self) -> dict[str, int]:
+        """Distinct bad samples met so far, counted by reason."""
+        return dict(Counter(sample.reason for sample in self._bad.values()))
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield from self._until_manifest_changes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state after the last batch handed out, JSON-able, the same on every rank."""
+        return {
+            "version": STATE_VERSION,
+            "cursor": asdict(self._cursor),
+            "manifests": list(self._hashes),
+            "order": self._order_identity(),
+            "bad": [[sample.key, sample.shard, sample.reason] for sample in self._bad.values()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after a saved batch; ranks, workers and the global batch size may differ from the saving run's."""
+        if state["version"] != STATE_VERSION:
+            raise InputError(f"stream state has version {state['version']}, this code reads {STATE_VERSION}")
+        for name, value in self._order_identity().items():
+            if state["order"][name] != value:
+                raise InputError(
+                    f"the run to resume has {name}={state['order'][name]!r}, this config has {value!r}: the order of "
+                    "samples would differ; restore the value, or start a new run"
+                )
+        self._open_manifests(state["manifests"])
+        cursor = state["cursor"]
+        starts = tuple((int(own_epoch), int(position)) for own_epoch, position in cursor["starts"])
+        self._cursor = Cursor(cursor["epoch"], cursor["slot"], cursor["batches"], starts)
+        self._bad = {(key, shard): BadSample(key, shard, reason) for key, shard, reason in state["bad"]}
+
+    @staticmethod
+    def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One state from those of all ranks at the same batch: they may differ in the bad samples only."""
+        bad = {tuple(sample[:2]): sample for state in states for sample in state["bad"]}
+        if any(state["cursor"] != states[0]["cursor"] for state in states):
+            raise ValueError("the ranks' stream states are not of the same batch")
+        return {**states[0], "bad": [bad[name] for name in sorted(bad)]}
+
+    def _until_manifest_changes(self) -> Iterator[Batch]:
+        if self.config.follow_manifest and self._schedule.at_border(self._cursor, self.global_batch_size):
+            self._follow_manifests()
+        issued: deque[tuple[Composition, Cursor]] = deque()
+        delivered = run_workers(
+            RankLoader(self._recipe()),
+            _Requests(self._compositions(issued)),
+            num_workers=self.config.num_workers,
+            prefetch=self.config.prefetch_batches,
+        )
+        try:
+            for tensors, facts in self._named_failures(delivered):
+                composition, after = issued.popleft()
+                batch = self._account(tensors, facts)
+                self._cursor = after
+                counts = np.bincount(composition.sources_G, minlength=len(self.config.sources))
+                names = [source.shards for source in self.config.sources]
+                self.composition = dict(zip(names, counts.tolist(), strict=True))
+                yield batch
+        finally:
+            delivered.close()
+
+    def _compositions(self, issued: deque[tuple[Composition, Cursor]]) -> Iterator[Composition]:
+        """This rank's part of the coming batches; runs ahead of consumption by what is prefetched."""
+        cursor = self._cursor
+        first = True
+        while first or not (self.config.follow_manifest and self._schedule.at_border(cursor, self.global_batch_size)):
+            composition, cursor = self._schedule.compose(cursor, self.global_batch_size)
+            issued.append((composition, cursor))
+            yield composition.part(self._rank, self._world_size)
+            first = False
+
+    def _named_failures(self, delivered: Iterator[Any]) -> Iterator[Any]:
+        """Turn the death of a worker into a failure that all ranks hear of."""
+        while True:
+            try:
+                item = next(delivered, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                    raise
+                item = (
+                    {},
+                    Failed(
+                        f"a data worker of rank {self._rank} was killed, most often for memory: lower data.num_workers "
+                        "or data.prefetch_batches, or ask for more memory; then resume"
+                    ),
+                )
+            if item is None:
+                return
+            yield item
+
+    def _account(self, tensors: dict[str, Any], facts: Delivered | Failed) -> Batch:
+        if isinstance(facts, Failed):
+            self._agreement.share([], facts.message)
+            raise AssertionError("a failure is raised by share")
+        for sample in self._agreement.share(facts.bad, None):
+            self._bad[(sample.key, sample.shard)] = sample
+        num_read = (self._cursor.batches + 1) * self.global_batch_size
+        if len(self._bad) > self.config.max_bad_grace + self.config.max_bad_fraction * num_read:
+            last = list(self._bad.values())[-1]
+            raise RunError(
+                f"{len(self._bad)} bad samples in {num_read} ({self.bad_by_reason}), the last one {last.key} of "
+                f"{last.shard}; repair the shards or exclude them, or raise data.max_bad_fraction"
+            )
+        return Batch(
+            **tensors,
+            keys=facts.keys,
+            epoch=facts.epoch,
+            index=facts.index,
+            bad=facts.bad,
+            sources=facts.sources,
+        )
+
+    def _newest_hashes(self) -> list[str]:
+        return [str(manifest_facts(source.shards)["manifest_hash"]) for source in self.config.sources]
+
+    def _open_manifests(self, hashes: Sequence[str]) -> None:
+        """Pin these manifests: their sizes, and the rows that the exclude lists take out."""
+        manifests = [
+            Manifest.open(source.shards, pinned=pinned, index_folder=self.config.index_folder)
+            for source, pinned in zip(self.config.sources, hashes, strict=True)
+        ]
+        self._hashes = tuple(hashes)
+        self._excluded_rows = tuple(manifest.rows_named(self._excluded_names) for manifest in manifests)
+        sizes = [len(manifest) - len(rows) for manifest, rows in zip(manifests, self._excluded_rows, strict=True)]
+        for source, size in zip(self.config.sources, sizes, strict=True):
+            if not size:
+                raise InputError(f"{source.shards} has no sample left after data.exclude")
+        weights = [source.weight for source in self.config.sources]
+        self._schedule = Schedule(sizes, weights, self.config.epoch_end)
+
+    def _follow_manifests(self) -> None:
+        """At an epoch border: pin the newest manifests, as rank 0 sees them. A source that changed begins anew."""
+        newest = dist.broadcast_value(self._newest_hashes())
+        cursor = self._schedule.open_epoch(self._cursor)
+        starts = [
+            start if old == new or number == 0 else (start[0] + 1, 0)
+            for number, (start, old, new) in enumerate(zip(cursor.starts, self._hashes, newest, strict=True))
+        ]
+        self._open_manifests(newest)
+        self._cursor = replace(cursor, starts=tuple(starts))
+
+    def _recipe(self) -> Recipe:
+        config = self.config
+        fit = FrameFit(self._image_size_px, config.frame_fit, config.random_crop_min_area, config.flip_probability)
+        return Recipe(
+            sources=tuple(config.sources),
+            manifest_hashes=self._hashes,
+            excluded_rows=self._excluded_rows,
+            index_folder=config.index_folder,
+            seed=self._seed,
+            shuffle=config.shuffle,
+            window_shards=config.shuffle_window_shards,
+            num_frames=config.num_frames,
+            num_text_tokens=config.num_text_tokens,
+            jitter=config.jitter,
+            fit=fit,
+            verify_media=config.verify_media,
+            num_rows=-(-self.global_batch_size // self._world_size),
+            tokenize=self._tokenize,
+        )
+
+    def _order_identity(self) -> dict[str, Any]:
+        """What the order of samples depends on, besides manifests and cursor."""
+        return {
+            "seed": self._seed,
+            "weights": list(self._schedule.blend.parts),
+            "shuffle": self.config.shuffle,
+            "shuffle_window_shards": self.config.shuffle_window_shards,
+            "epoch_end": self.config.epoch_end,
+            "excluded": [len(rows) for rows in self._excluded_rows],
+        }
+
+
+class _Requests:
+    """A sampler in the DataLoader's sense: anything that can be iterated."""
+
+    def __init__(self, compositions: Iterator[Composition]) -> None:
+        self._compositions = compositions
+
+    def __iter__(self) -> Iterator[Composition]:
+        return self._compositions
