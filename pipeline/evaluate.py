@@ -1,16 +1,17 @@
-"""Evaluate a model on text-video retrieval sets: print the tables, keep them as JSON, Markdown and CSV.
+"""Evaluate a model on text-video retrieval sets: print the tables, keep them as JSON, Markdown, CSV and HTML.
 
     python -m pipeline.evaluate CHECKPOINT FILE.yaml... key=value...
     python -m pipeline.evaluate runs/b32 configs/evaluate/msrvtt_1ka.yaml sets.msrvtt_1ka.num_workers=4
+    python -m pipeline.evaluate compare RUN... [output=FOLDER]
 
-CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file. Under torchrun every rank encodes
-and ranks its share; the numbers do not depend on how many there are.
+CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file. `compare` puts what was evaluated
+into one table with the paper's numbers beside. Under torchrun every rank encodes and ranks its share; the numbers do
+not depend on how many there are.
 """
 
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -19,18 +20,41 @@ from pydantic import Field, model_validator
 from pipeline.config import Section, load_config, render_help, split_arguments
 from pipeline.dist import is_main, local_rank
 from pipeline.errors import InputError, run_command
-from pipeline.evaluation.protocol import RetrievalSetConfig
-from pipeline.evaluation.report import console_table, set_report, write_report
-from pipeline.evaluation.retrieval import retrieve
+from pipeline.evaluation.compare import comparison_rows, load_reports, markdown, write_comparison
+from pipeline.evaluation.encoding import encode_texts, tokenize_texts
+from pipeline.evaluation.page import render_page
+from pipeline.evaluation.protocol import RetrievalSetConfig, read_rows
+from pipeline.evaluation.report import Report, console_table, set_report, write_report
+from pipeline.evaluation.rescored import rescored_metrics
+from pipeline.evaluation.rescoring import RescoreMethod
+from pipeline.evaluation.retrieval import Retrieval, retrieve
+from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.weights import load_model
 
 PROGRAM = "python -m pipeline.evaluate CHECKPOINT"
 
 
+class EvaluatedSet(RetrievalSetConfig):
+    """A retrieval set with what is done beyond plain ranking."""
+
+    rescoring: tuple[RescoreMethod, ...] = ()
+    """Re-scored results, reported apart: dsl_official, dsl (both see all test queries), qb_norm (sees none)."""
+    query_bank: Path | None = None
+    """For qb_norm: JSON lines with a `text` each, such as the training captions."""
+    page_queries: int = Field(default=60, ge=0)
+    """Queries on the HTML page, the worst first; 0: no page."""
+
+    @model_validator(mode="after")
+    def _bank_has_a_use(self) -> Self:
+        if ("qb_norm" in self.rescoring) != (self.query_bank is not None):
+            raise ValueError("rescoring: qb_norm and query_bank need each other; set both or neither")
+        return self
+
+
 class EvaluateConfig(Section):
     """What to evaluate a checkpoint on."""
 
-    sets: dict[str, RetrievalSetConfig] = Field(min_length=1)
+    sets: dict[str, EvaluatedSet] = Field(min_length=1)
     """Retrieval sets by name."""
     output: Path | None = None
     """Folder for the reports; default: `evaluation/` in the run folder, or beside a model file."""
@@ -49,10 +73,12 @@ class EvaluateConfig(Section):
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate one checkpoint on every set of the config."""
+    """Evaluate one checkpoint on every set of the config, or compare what was evaluated."""
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(render_help(EvaluateConfig, program=PROGRAM, about=__doc__ or ""))
         return 0 if argv else 2
+    if argv[0] == "compare":
+        return compare(argv[1:])
     checkpoint, config = parse_arguments(argv)
     device = start_ranks(config.device)
     try:
@@ -60,6 +86,21 @@ def main(argv: list[str]) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    return 0
+
+
+def compare(words: list[str]) -> int:
+    """Print one table of several evaluations; write it when `output=FOLDER` is given."""
+    sources = [Path(word) for word in words if "=" not in word]
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    missing = [source for source in sources if not source.exists()]
+    if not sources or missing or options.keys() - {"output"}:
+        wrong = f"{missing[0]} does not exist; " if missing else ""
+        raise InputError(f"{wrong}usage: python -m pipeline.evaluate compare RUN... [output=FOLDER]")
+    rows = comparison_rows(load_reports(sources))
+    print(markdown(rows))
+    if "output" in options:
+        print(f"written: {', '.join(str(path) for path in write_comparison(rows, Path(options['output'])))}")
     return 0
 
 
@@ -90,11 +131,35 @@ def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, device: torch.
     folder = config.output or default_output(checkpoint)
     for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
+        bank = encode_bank(model, set_config, device)
+        rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
         if is_main():
-            report = set_report(found, checkpoint=str(checkpoint))
+            report = set_report(found, checkpoint=str(checkpoint), rescored=rescored)
             paths = write_report(report, folder)
+            paths += write_page(found, report, folder, set_config.page_queries, model.image_size_px)
             print(console_table(report))
             print(f"written: {', '.join(str(path) for path in paths)}\n", flush=True)
+
+
+def encode_bank(model: CLIPViP, config: EvaluatedSet, device: torch.device) -> torch.Tensor | None:
+    """Features of the distinct texts of the query bank, if there is one. Collective."""
+    if config.query_bank is None:
+        return None
+    texts = list(dict.fromkeys(str(row.get("text", "")) for _, row in read_rows(config.query_bank)))
+    if not all(text.strip() for text in texts) or not texts:
+        raise InputError(f"{config.query_bank}: every row needs a `text`; give a texts.jsonl")
+    windows = tokenize_texts(model.tokenizer, texts, config.num_text_tokens, window=config.long_texts == "window")
+    return encode_texts(model, windows, batch_size=config.batch_size, device=device)
+
+
+def write_page(found: Retrieval, report: Report, folder: Path, num_queries: int, image_size_px: int) -> list[Path]:
+    """{set}.html, unless it is switched off."""
+    if num_queries == 0:
+        return []
+    path = folder / f"{found.config.name}.html"
+    page = render_page(found, report, num_queries=num_queries, image_size_px=image_size_px)
+    path.write_text(page, encoding="utf-8")
+    return [path]
 
 
 def default_output(checkpoint: Path) -> Path:
@@ -105,5 +170,4 @@ def default_output(checkpoint: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     run_command(main)

@@ -1,10 +1,11 @@
 """One set's result as a table to read, and as JSON, Markdown and CSV to keep.
 
-    report = set_report(found, checkpoint="runs/b32")     # plain data: what result.json holds
+    report = set_report(found, checkpoint="runs/b32")     # plain data: what {set}.json holds
     print(console_table(report))
     write_report(report, folder)                          # folder/{set}.json, .md, .csv
 
-A report never gives a number without its N: queries used "of" queries asked, gallery size, tie rule, split.
+A report never gives a number without its N: queries used "of" queries asked, gallery size, tie rule, split. Re-scored
+results stand apart, each with a word on whether it saw the test queries.
 """
 
 import csv
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.bootstrap import bootstrap_intervals
 from pipeline.evaluation.metrics import RECALL_LEVELS, chance_metrics, recall_metrics
 from pipeline.evaluation.protocol import TieRule
+from pipeline.evaluation.rescoring import SEES_TEST_QUERIES, RescoreMethod
 from pipeline.evaluation.retrieval import Retrieval
 
 DIRECTIONS = {"t2v": "text -> video", "v2t": "video -> text"}
@@ -27,10 +30,17 @@ TIE_RULES: tuple[TieRule, ...] = ("average", "optimistic", "pessimistic")
 Report = dict[str, Any]
 
 
-def set_report(found: Retrieval, *, checkpoint: str) -> Report:
-    """Everything about one set's result as plain data."""
+def set_report(
+    found: Retrieval,
+    *,
+    checkpoint: str,
+    rescored: dict[RescoreMethod, dict[str, float]] | None = None,
+    chosen_by: str = "",
+) -> Report:
+    """Everything about one set's result as plain data. `chosen_by`: how the checkpoint was selected."""
     config, questions = found.config, found.questions
     ranks = {"t2v": found.t2v, "v2t": found.v2t}
+    groups = {"t2v": questions.video_of_query, "v2t": np.arange(questions.num_gallery)}
     captions_of_video = np.bincount(questions.video_of_query, minlength=questions.num_gallery)
     by_rule = {
         rule: {name: value for d, r in ranks.items() for name, value in recall_metrics(r.by_rule(rule), d).items()}
@@ -53,6 +63,16 @@ def set_report(found: Retrieval, *, checkpoint: str) -> Report:
             # All three rules only where the choice moves a number.
             **({"by_rule": by_rule} if any(by_rule[rule] != by_rule["average"] for rule in TIE_RULES) else {}),
         },
+        "intervals": {
+            name: interval
+            for d, r in ranks.items()
+            for name, interval in bootstrap_intervals(r.by_rule(config.ties), groups[d], d).items()
+        },
+        "rescored": {
+            method: {"sees_test_queries": SEES_TEST_QUERIES[method], "metrics": metrics}
+            for method, metrics in (rescored or {}).items()
+        },
+        "chosen_by": chosen_by,
         "num_pairs": {kind: len(rows.videos) for kind, rows in questions.pairs.items()},
         "missing_videos": found.missing,
     }
@@ -63,7 +83,7 @@ def console_table(report: Report) -> str:
     lines = [_headline(report), f"{'':16}" + "".join(f"{heading:>8}" for heading in HEADINGS)]
     for label, values, direction in _rows(report):
         lines.append(f"{label:16}" + "".join(f"{shown:>8}" for shown in _cells(values, direction)))
-    return "\n".join([*lines, *_pair_lines(report), *_tie_lines(report), *_missing_lines(report)])
+    return "\n".join([*lines, *_notes(report)])
 
 
 def markdown_table(report: Report) -> str:
@@ -78,8 +98,7 @@ def markdown_table(report: Report) -> str:
     ]
     for label, values, direction in _rows(report):
         lines.append(f"| {label.strip()} | " + " | ".join(_cells(values, direction)) + " |")
-    notes = [*_pair_lines(report), *_tie_lines(report), *_missing_lines(report)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {note.strip()}" for note in _notes(report))]).rstrip() + "\n"
 
 
 def csv_table(report: Report) -> str:
@@ -87,9 +106,12 @@ def csv_table(report: Report) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["set", "split", "metric", "value", "chance", "num_queries"])
-    for name, value in report["metrics"].items():
-        chance = report["chance"].get(name, "")
-        writer.writerow([report["set"], report["split"], name, value, chance, int(report["metrics"]["num_queries"])])
+    num_queries = int(report["metrics"]["num_queries"])
+    named = [("", report["metrics"]), *((f"{m}_", r["metrics"]) for m, r in report["rescored"].items())]
+    for prefix, metrics in named:
+        for name, value in metrics.items():
+            chance = report["chance"].get(name, "")
+            writer.writerow([report["set"], report["split"], f"{prefix}{name}", value, chance, num_queries])
     return stream.getvalue()
 
 
@@ -132,6 +154,39 @@ def _cells(values: dict[str, float], direction: str) -> list[str]:
         else f"{100 * values[f'{direction}_{column}']:.1f}"
         for column in COLUMNS
     ]
+
+
+def _notes(report: Report) -> list[str]:
+    return [
+        *_pair_lines(report),
+        *_interval_lines(report),
+        *_rescored_lines(report),
+        *_tie_lines(report),
+        *_missing_lines(report),
+        *([f"checkpoint chosen by: {report['chosen_by']}"] if report["chosen_by"] else []),
+    ]
+
+
+def _interval_lines(report: Report) -> list[str]:
+    shown = [
+        f"{label} {100 * low:.1f} to {100 * high:.1f}"
+        for direction, label in DIRECTIONS.items()
+        for low, high in [report["intervals"][f"{direction}_r1"]]
+    ]
+    return [f"R@1, 95% bootstrap over videos: {'; '.join(shown)}"]
+
+
+def _rescored_lines(report: Report) -> list[str]:
+    lines = []
+    for method, result in report["rescored"].items():
+        seen = "sees all test queries" if result["sees_test_queries"] else "does not see the test queries"
+        shown = "; ".join(
+            f"{label} " + " / ".join(_cells(result["metrics"], direction)[: len(RECALL_LEVELS)])
+            for direction, label in DIRECTIONS.items()
+            if f"{direction}_r1" in result["metrics"]
+        )
+        lines.append(f"re-scored, {method} ({seen}): R@1 / R@5 / R@10 {shown}")
+    return lines
 
 
 def _pair_lines(report: Report) -> list[str]:

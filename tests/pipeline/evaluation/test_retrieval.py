@@ -2,17 +2,12 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from pipeline.errors import InputError, RunError
 from pipeline.evaluation import RetrievalSetConfig, evaluate_retrieval, retrieval
@@ -20,70 +15,12 @@ from pipeline.evaluation.encoding import tokenize_texts
 from pipeline.evaluation.protocol import read_questions
 from pipeline.evaluation.report import console_table, csv_table, markdown_table, set_report
 from pipeline.evaluation.retrieval import retrieve
-from pipeline.model.clip_vip import Features
-
-NUM_CLIPS = 13
-BOS, EOS = 98, 99
-TABLE = normalize(torch.randn(256, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
-"""A direction for each number: a video painted with i, and the words "number i", point to row i."""
-
-
-class PaintedReader:
-    """The clips c0, c1, ...: every pixel of clip i has the value i. Clips named in `broken` cannot be read."""
-
-    broken: frozenset[str] = frozenset()
-    num_clips = NUM_CLIPS
-
-    def __init__(self, shards: Path, *, num_frames: int, image_size_px: int, clip_ids: list[str] | None = None) -> None:
-        self.clip_ids = [f"c{i}" for i in range(self.num_clips)] if clip_ids is None else clip_ids
-        self.shape = (num_frames, 3, image_size_px, image_size_px)
-
-    def batches(self, start: int, stop: int, batch_size: int, num_workers: int = 0) -> Iterator[Any]:
-        for first in range(start, stop, batch_size):
-            ids = self.clip_ids[first : min(first + batch_size, stop)]
-            video = torch.stack([torch.full(self.shape, int(name[1:]), dtype=torch.uint8) for name in ids])
-            yield ids, video, torch.tensor([name not in self.broken for name in ids])
-
-
-def encode(*, video: Tensor | None = None, caption: Tensor | None = None) -> Features:
-    of_video = None if video is None else TABLE[video[:, 0, 0, 0, 0].long()]
-    of_text = None
-    if caption is not None:
-        words = (caption > 0) & (caption < BOS)
-        of_text = normalize((TABLE[caption] * words[..., None]).sum(1), dim=-1)
-    return Features(of_video, None, None, of_text, torch.ones(()))
-
-
-class Tokenizer:
-    """Words are numbers; word w has the id w + 1 so that 0 stays padding. Cut as open_clip does: EOS is kept."""
-
-    def __init__(self, context_length: int) -> None:
-        self.context_length = context_length
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        for row, text in zip(ids, texts, strict=True):
-            words = [BOS, *(int(word) for word in text.split()), EOS][: self.context_length]
-            words[-1] = EOS
-            row[: len(words)] = torch.tensor(words)
-        return ids
+from tests.pipeline.evaluation.painted import BOS, EOS, PaintedReader, Tokenizer, encode, right_texts, write_set
 
 
 @pytest.fixture(autouse=True)
 def _painted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "ClipReader", PaintedReader)
-
-
-def write_set(folder: Path, texts: dict[str, Any], **options: Any) -> RetrievalSetConfig:
-    path = folder / "queries.jsonl"
-    rows = [{"query_id": f"q{i}", "text": text, "clip_id": clip} for i, (clip, text) in enumerate(texts.items())]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    defaults = {"name": "painted", "shards": folder, "queries": path, "num_frames": 4, "batch_size": 3}
-    return RetrievalSetConfig(**{**defaults, **options})
-
-
-def right_texts() -> dict[str, Any]:
-    return {f"c{i}": str(i) for i in range(1, NUM_CLIPS)}
 
 
 def test_right_pairs_are_found_and_wrong_ones_counted(tmp_path: Path) -> None:
@@ -177,29 +114,26 @@ def test_wrong_queries_name_their_line(tmp_path: Path, line: str, message: str) 
         read_questions(RetrievalSetConfig(name="x", shards=tmp_path, queries=path))
 
 
-def _rank_main(rank: int, world_size: int, port: int, folder: str) -> None:
+def _rank_main(rank: int, world_size: int, port: int, config: RetrievalSetConfig, folder: Path) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    retrieval.ClipReader = PaintedReader  # type: ignore[misc, assignment]
-    metrics = evaluate_retrieval(encode, Tokenizer, 8, ranks_config(Path(folder)))
-    (Path(folder) / f"{world_size}_{rank}.json").write_text(json.dumps(metrics))
+    metrics = evaluate_retrieval(encode, Tokenizer, 8, config)
+    (folder / f"{world_size}_{rank}.json").write_text(json.dumps(metrics))
     dist.destroy_process_group()
-
-
-def ranks_config(folder: Path) -> RetrievalSetConfig:
-    return write_set(
-        folder, right_texts() | {"c1": ["2", "1 1 1 1 1"], "c5": "1"}, long_texts="window", num_text_tokens=4
-    )
 
 
 @pytest.mark.heavy
 def test_any_number_of_ranks_gives_the_same_metrics(tmp_path: Path) -> None:
     """13 queries, 12 videos and batches of 3 over 2 and 5 ranks: ranks without a batch, ragged batches, no repeats."""
-    alone = evaluate_retrieval(encode, Tokenizer, 8, ranks_config(tmp_path))
+    texts = right_texts() | {"c1": ["2", "1 1 1 1 1"], "c5": "1"}
+    config = write_set(tmp_path, texts, long_texts="window", num_text_tokens=4)
+    alone = evaluate_retrieval(encode, Tokenizer, 8, config)
     for world_size in (2, 5):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.spawn(_rank_main, (world_size, port, str(tmp_path)), nprocs=world_size)
+        # Forked: a fresh interpreter per rank would spend most of the test importing torch.
+        arguments = (world_size, port, config, tmp_path)
+        mp.start_processes(_rank_main, arguments, nprocs=world_size, start_method="fork")
         for rank in range(world_size):
             assert json.loads((tmp_path / f"{world_size}_{rank}.json").read_text()) == alone
     assert not np.isnan(list(alone.values())).any()

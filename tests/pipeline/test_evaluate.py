@@ -1,0 +1,103 @@
+"""The command: arguments, reports, re-scoring, the page. The model and the reader are painted ones."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import evaluate
+from pipeline.config import load_config
+from pipeline.errors import InputError
+from pipeline.evaluate import EvaluateConfig, main, parse_arguments
+from pipeline.evaluation import page, retrieval
+from tests.pipeline.evaluation.painted import PaintedModel, PaintedReader, right_texts, write_queries
+
+
+@pytest.fixture
+def painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run, and a config of the painted set; c1 and c2 have each other's text."""
+    monkeypatch.setattr(retrieval, "ClipReader", PaintedReader)
+    monkeypatch.setattr(page, "ClipReader", PaintedReader)
+    monkeypatch.setattr(evaluate, "load_model", lambda path: PaintedModel())
+    texts = right_texts() | {"c1": "2", "c2": "1"}
+    queries = write_queries(tmp_path / "queries.jsonl", texts)
+    bank = write_queries(tmp_path / "texts.jsonl", {"c1": "1 2", "c3": "4"})
+    config = {
+        "shards": str(tmp_path),
+        "queries": str(queries),
+        "num_frames": 4,
+        "rescoring": ["dsl_official", "dsl", "qb_norm"],
+        "query_bank": str(bank),
+    }
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump({"sets": {"painted": config}, "device": "cpu"}))
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def test_writes_every_form_and_prints_the_table(painted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(painted / "run"), str(painted / "set.yaml")]) == 0
+    output = capsys.readouterr().out
+    assert "painted (test): N = 12 of 12 queries, 12 videos" in output
+    assert re.search(r"text -> video +83\.3 +100\.0 +100\.0", output)
+    assert re.search(r"chance +8\.3 +41\.7", output)
+    assert "re-scored, dsl_official (sees all test queries)" in output
+    assert "re-scored, qb_norm (does not see the test queries)" in output
+    folder = painted / "run" / "evaluation"
+    assert sorted(path.name for path in folder.iterdir()) == [f"painted.{end}" for end in ("csv", "html", "json", "md")]
+    report = json.loads((folder / "painted.json").read_text())
+    assert report["metrics"]["t2v_r1"] == 10 / 12
+    assert report["protocol"]["ties"] == "average"
+    assert report["intervals"]["t2v_r1"][0] < 10 / 12 < report["intervals"]["t2v_r1"][1]
+    assert all(name.startswith("t2v_") for name in report["rescored"]["qb_norm"]["metrics"])
+
+
+def test_page_is_self_contained_and_shows_the_worst_first(painted: Path) -> None:
+    main([str(painted / "run"), str(painted / "set.yaml"), "sets.painted.page_queries=3"])
+    html = (painted / "run" / "evaluation" / "painted.html").read_text()
+    sections = html.split("<section>")[1:]
+    assert len(sections) == 3
+    assert "miss" in sections[0] and "miss" in sections[1] and "hit" in sections[2]
+    assert all(section.count('class="result true"') == 1 for section in sections)
+    assert "<svg" in html
+    assert not re.search(r'(src|href)="(?!data:)', html), "nothing is loaded from elsewhere"
+
+
+def test_page_can_be_left_out(painted: Path) -> None:
+    main([str(painted / "run"), str(painted / "set.yaml"), "sets.painted.page_queries=0", f"output={painted / 'out'}"])
+    assert not (painted / "out" / "painted.html").exists()
+    assert (painted / "out" / "painted.json").exists()
+
+
+def test_compare_reads_what_was_written(painted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(painted / "run"), str(painted / "set.yaml")])
+    capsys.readouterr()
+    assert main(["compare", str(painted / "run"), f"output={painted / 'table'}"]) == 0
+    assert "| run " in capsys.readouterr().out
+    assert (painted / "table" / "comparison.csv").exists()
+
+
+def test_wrong_arguments(painted: Path) -> None:
+    with pytest.raises(InputError, match="the first argument must be a checkpoint"):
+        parse_arguments([str(painted / "set.yaml")])
+    with pytest.raises(InputError, match=r"no checkpoint at nowhere"):
+        parse_arguments(["nowhere"])
+    with pytest.raises(InputError, match="did you mean 'sets"):
+        parse_arguments([str(painted / "run"), str(painted / "set.yaml"), "sets.painted.num_frame=3"])
+    with pytest.raises(InputError, match="qb_norm and query_bank need each other"):
+        parse_arguments([str(painted / "run"), str(painted / "set.yaml"), "sets.painted.rescoring=[dsl]"])
+    with pytest.raises(InputError, match="nowhere does not exist; usage"):
+        main(["compare", "nowhere"])
+
+
+def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for option in ("sets.*.ties", "sets.*.long_texts", "sets.*.clips_per_video", "output", "device"):
+        assert f"  {option}: " in text
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert load_config(EvaluateConfig, [path]).sets
