@@ -61,11 +61,16 @@ def broadcast_value(value: Value, source: int = 0) -> Value:
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether `flag` is true on at least one rank; the same answer on every rank."""
+    return any_ranks([flag], device)[0]
+
+
+def any_ranks(flags: Sequence[bool], device: torch.device | str = "cpu") -> list[bool]:
+    """`any_rank` for several flags in one collective."""
     if not is_initialized():
-        return flag
-    votes = torch.tensor([int(flag)], device=device)
+        return list(flags)
+    votes = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return [bool(vote) for vote in votes.tolist()]
 
 
 def share_of(items: Sequence[Value]) -> Sequence[Value]:

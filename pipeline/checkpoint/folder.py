@@ -1,0 +1,188 @@
+"""What lies on the disk: names, hashes, intact or not, `latest`, which checkpoints to keep.
+
+newest_intact(run_folder) -> (Path or None, [problem of each one passed over])
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+COMPLETE = "COMPLETE.json"
+LATEST = "latest"
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step`.
+
+    >>> checkpoint_name(1000)
+    'step_00001000'
+    """
+    return f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name; ValueError for any other name."""
+    match = _STEP.fullmatch(folder.name)
+    if match is None:
+        raise ValueError(f"{folder} is not named like a checkpoint (step_00001000)")
+    return int(match[1])
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, intact or not."""
+    found = [path for path in (run_folder / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `path` so that a reader, and a crash at any moment, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_fact(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def content_files(folder: Path) -> list[str]:
+    """Paths, below `folder`, of everything that COMPLETE.json must account for."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE
+    )
+
+
+def read_complete(folder: Path) -> dict[str, Any]:
+    """The content of COMPLETE.json. ValueError says what is wrong with it."""
+    try:
+        content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no {COMPLETE}, saving it was not finished") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: {COMPLETE} cannot be read: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError(f"{folder}: {COMPLETE} is damaged")
+    if content.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{folder}: format {content.get('format')}, this code reads {FORMAT_VERSION}")
+    return content
+
+
+def find_damage(folder: Path, files: Iterable[str] | None = None) -> str | None:
+    """Why a checkpoint is not intact, or None. `files` limits the hashing to a share of the files."""
+    try:
+        expected = read_complete(folder)["files"]
+        seal = folder_seal(expected)
+        if json.loads((folder / COMPLETE).read_text(encoding="utf-8")).get("seal") != seal:
+            return f"{folder}: {COMPLETE} is damaged"
+        present = set(content_files(folder))
+        if missing := sorted(set(expected) - present):
+            return f"{folder}: {missing[0]} is missing"
+        for name in sorted(expected) if files is None else files:
+            size = (folder / name).stat().st_size
+            if size != expected[name]["bytes"]:
+                return f"{folder}: {name} has {size} bytes, should have {expected[name]['bytes']}"
+            if file_fact(folder / name) != expected[name]:
+                return f"{folder}: {name} is damaged (its SHA-256 differs)"
+    except ValueError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError) as error:
+        return f"{folder}: cannot be read: {error!r}"
+    return None
+
+
+def folder_seal(files: dict[str, Any]) -> str:
+    """One hash over the whole list of files: damage within COMPLETE.json itself is seen too."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def read_latest(run_folder: Path) -> Path | None:
+    """The checkpoint that `latest` names, if there is such a file and such a folder."""
+    try:
+        named = run_folder / (run_folder / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return named if named.is_dir() and named != run_folder else None
+
+
+def newest_intact(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with every newer one.
+
+    `latest` is a convenience for people and for evaluation: it may be missing, or older than the newest checkpoint
+    when the run died between the two, and is not asked here.
+    """
+    problems: list[str] = []
+    for folder in reversed(list_checkpoints(run_folder)):
+        problem = find_damage(folder)
+        if problem is None:
+            return folder, problems
+        problems.append(problem)
+    return None, problems
+
+
+def remove_staging(run_folder: Path) -> None:
+    """Remove what attempts to save left behind when they died."""
+    for path in (run_folder / "checkpoints").glob(".staging-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*run_folder.glob(".*.tmp"), *(run_folder / "checkpoints").glob(".removing-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def set_aside(run_folder: Path) -> None:
+    """Rename `checkpoints` to the first free `checkpoints_before_<n>`, so that a fresh start cannot mix with it."""
+    if not list_checkpoints(run_folder):
+        return
+    number = 1
+    while (target := run_folder / f"checkpoints_before_{number}").exists():
+        number += 1
+    (run_folder / "checkpoints").rename(target)
+    (run_folder / "checkpoints").mkdir()
+    (run_folder / LATEST).unlink(missing_ok=True)
+    (run_folder / "COMPLETE").unlink(missing_ok=True)
+
+
+def to_remove(steps: list[int], *, keep_last: int, keep_every: int, protected: set[int]) -> list[int]:
+    """Which of the saved `steps` (ascending) the keep policy lets go.
+
+    >>> to_remove([10, 20, 30, 40, 50], keep_last=2, keep_every=30, protected={10})
+    [20]
+    """
+    kept = set(steps[-keep_last:]) | protected
+    if keep_every > 0:
+        kept |= {step for step in steps if step % keep_every == 0}
+    return [step for step in steps if step not in kept]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; a crash in the middle leaves no folder that looks like one."""
+    doomed = folder.with_name(f".removing-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Restore: choose the newest intact checkpoint and load it into the engine.
+
+checkpoint = choose_checkpoint(run_folder, "auto")
+state = load_checkpoint(checkpoint, engine)          # step, stream state, counters
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from pipeline.checkpoint.folder import find_damage, newest_intact, read_complete, read_latest
+from pipeline.checkpoint.rng import rank_name, set_random_state
+from pipeline.checkpoint.save import ENGINE_FOLDER
+from pipeline.dist import broadcast_value, is_main, world_size
+from pipeline.engine import Engine
+from pipeline.errors import InputError, RunError
+from pipeline.log import logger
+
+
+def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None to start. All ranks; rank 0 reads and hashes, all get its answer.
+
+    `resume`: auto takes the newest intact one of the run folder, never takes none, else a path.
+    """
+    answer: tuple[Path | None, list[str]] | str = (None, [])
+    if is_main() and resume != "never":
+        try:
+            answer = newest_intact(run_folder) if resume == "auto" else (_named_checkpoint(Path(resume)), [])
+        except InputError as error:
+            answer = str(error)
+    answer = broadcast_value(answer)
+    if isinstance(answer, str):
+        raise InputError(answer)
+    chosen, problems = answer
+    for problem in problems:
+        logger.warning(f"passed over: {problem}")
+    if problems and chosen is None and resume == "auto":
+        raise RunError(
+            f"{run_folder} has {len(problems)} checkpoints and none is intact (first: {problems[0]}); restore one, or "
+            "start over with resume=never"
+        )
+    return chosen
+
+
+def _named_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the one that a run folder's `latest` names."""
+    checkpoint = path if (path / ENGINE_FOLDER).is_dir() else read_latest(path)
+    if checkpoint is None:
+        raise InputError(f"resume: {path} is neither a checkpoint nor a run folder with one")
+    if problem := find_damage(checkpoint):
+        raise InputError(f"resume: {problem}; choose another checkpoint")
+    return checkpoint
+
+
+def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
+    """Load weights, optimizer and random states; returns state.json. All ranks."""
+    facts = read_complete(checkpoint)
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if facts["num_ranks"] != world_size() or state["zero_stage"] != engine.zero_stage:
+        raise InputError(
+            f"{checkpoint} was saved by {facts['num_ranks']} ranks under ZeRO {state['zero_stage']}, this is "
+            f"{world_size()} ranks under ZeRO {engine.zero_stage}"
+        )
+    engine.load(checkpoint, ENGINE_FOLDER)
+    with safe_open(str(checkpoint / "rng.safetensors"), framework="pt") as random_states:
+        if rank_name() in random_states.keys():  # noqa: SIM118 - not a mapping
+            set_random_state(random_states.get_tensor(rank_name()))
+    return state

@@ -1,0 +1,289 @@
+"""DeepSpeed behind a few verbs. Everything that depends on the ZeRO stage, the precision or the device is in here.
+
+    start_distributed(config)                            # process group, device
+    engine = Engine(model, optimizer, config, ...)
+    features = engine(video=..., subtitle=...)           # forward, under autocast
+    with engine.one_reduction(): engine.backward(loss)   # once or several times; one reduction at the end
+    norm = engine.gradient_norm()                        # of the averaged gradient, before clipping
+    engine.step()                                        # clip, update, clamp, zero
+
+DeepSpeed's own accumulation count stays 1: several backwards of one step share one reduction instead.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from pipeline.config import Section
+from pipeline.dist import is_initialized, local_rank, world_size
+from pipeline.errors import InputError
+
+DERIVED_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "steps_per_print",
+        "communication_data_type",
+        "checkpoint",
+        "zero_optimization.stage",
+    }
+)
+"""What our own config decides; repeating it in the `deepspeed` section is an error."""
+
+
+class EngineConfig(Section):
+    """How the step runs: ZeRO, precision, device."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Partitioned over ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16: autocast over fp32 parameters; fp16: half parameters with fp32 masters and loss scaling, GPUs only."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel in between ranks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    compile: bool = False
+    """torch.compile the model; ZeRO 0 to 2."""
+    tf32: bool = True
+    """TensorFloat-32 for what is left in fp32 on GPUs."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """A collective that waits longer, because a rank hangs or died, ends the run on all ranks."""
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """This rank's device. InputError where the config asks for what the machine lacks."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("engine.device is cuda, but this machine has no CUDA device; set engine.device=cpu")
+    if wanted == "cpu" and config.precision == "fp16":
+        raise InputError("engine.precision fp16 needs a GPU; on a CPU set engine.precision=fp32 or bf16")
+    if config.compile and config.zero_stage == 3:
+        raise InputError("engine.compile works with ZeRO 0 to 2; set engine.compile=false or engine.zero_stage=2")
+    return torch.device(wanted, local_rank()) if wanted == "cuda" else torch.device("cpu")
+
+
+def start_distributed(config: EngineConfig) -> torch.device:
+    """Make the process group (of one rank without a launcher) and return this rank's device."""
+    device = resolve_device(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
+        torch.backends.cudnn.allow_tf32 = config.tf32
+    # DeepSpeed would take a GPU that the config does not want, and asks for LOCAL_RANK even with one rank.
+    os.environ["DS_ACCELERATOR"] = device.type
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=config.collective_timeout_s)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return device
+
+
+def deepspeed_config(
+    config: EngineConfig, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
+) -> dict[str, Any]:
+    """DeepSpeed's own config: derived from ours, then the engine-only keys of `passthrough`."""
+    for dotted in _dotted_keys(passthrough):
+        for derived in DERIVED_KEYS:
+            if dotted == derived or dotted.startswith(derived + "."):
+                raise InputError(f"deepspeed.{dotted} repeats what our own config decides; remove it")
+    made: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "steps_per_print": None,
+        # Ours is a plain subclass of torch's; offloading must not insist on DeepSpeed's own.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": config.reduce_dtype,
+    }
+    if config.precision == "bf16":
+        # The listed modules would have their gradients reduced in bf16, whatever communication_data_type says.
+        safe: list[str] | None = None if config.reduce_dtype == "bf16" else []
+        made["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
+    elif config.precision == "fp16":
+        made["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    made |= {key: value for key, value in passthrough.items() if key != "zero_optimization"}
+    made["zero_optimization"] = {"stage": config.zero_stage} | dict(passthrough.get("zero_optimization", {}))
+    return made
+
+
+def _dotted_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted_keys(value, f"{prefix}{key}.")
+
+
+class Engine:
+    """A model under DeepSpeed. Called like the model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        device: torch.device,
+        *,
+        clip_norm: float,
+        rows_per_rank: int,
+        passthrough: dict[str, Any],
+    ) -> None:
+        import deepspeed
+
+        assert all(parameter.ndim > 0 for parameter in model.parameters()), "DeepSpeed cannot hold 0-d parameters"
+        self.config = config
+        self.device = device
+        self.zero_stage = config.zero_stage
+        self.clip_norm = clip_norm
+        settings = deepspeed_config(config, clip_norm=clip_norm, rows_per_rank=rows_per_rank, passthrough=passthrough)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        if config.zero_stage == 0 and world_size() == 1:
+            self.deepspeed.enable_backward_allreduce = False  # it would only copy every gradient twice
+        if config.compile:
+            self.deepspeed.compile()
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself; under ZeRO-3 its parameters are partitioned."""
+        return self.deepspeed.module  # type: ignore[no-any-return]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, whatever wraps it."""
+        return self.deepspeed.optimizer.param_groups  # type: ignore[no-any-return]
+
+    def __call__(self, **inputs: Tensor | None) -> Any:
+        """The model's features, under autocast where the precision says so."""
+        return self.deepspeed(**inputs)
+
+    def train(self) -> None:
+        """Training mode."""
+        self.deepspeed.train()
+
+    def eval(self) -> None:
+        """Evaluation mode."""
+        self.deepspeed.eval()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward; gradients are averaged over ranks unless `one_reduction` holds them back."""
+        self.deepspeed.backward(loss)
+
+    def backward_all(self, losses: Iterator[Tensor], count: int) -> None:
+        """`count` backwards whose gradients add up, then one reduction."""
+        if count == 1:
+            self.backward(next(losses))
+        elif self.zero_stage == 0:
+            with self.deepspeed.no_sync():
+                for _ in range(count - 1):
+                    self.backward(next(losses))
+            self.backward(next(losses))
+        else:
+            with self.deepspeed.coalesce_grad_reduction():
+                for _ in range(count):
+                    self.backward(next(losses))
+        assert next(losses, None) is None, "more losses than announced"
+
+    def local_gradients(self) -> list[Tensor]:
+        """The averaged gradients that this rank's optimizer sees: all of them under ZeRO 0, else its partition."""
+        if self.zero_stage == 0:
+            return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        optimizer = self.deepspeed.optimizer
+        held = [tensor for group in optimizer.averaged_gradients.values() if group is not None for tensor in group]
+        if held:
+            return held
+        # With the optimizer offloaded, gradients wait in the fp32 master partitions on the host.
+        masters = (
+            optimizer.single_partition_of_fp32_groups if self.zero_stage < 3 else optimizer.fp32_partitioned_groups_flat
+        )
+        return [master.grad for master in masters if master.grad is not None]
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole averaged gradient before clipping; NaN or infinite when any element is. All ranks."""
+        gradients = self.local_gradients()
+        if gradients:
+            norms = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)])
+            square = norms.square().sum()
+        else:
+            square = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.zero_stage > 0 and world_size() > 1:
+            dist.all_reduce(square)
+        return math.sqrt(value) if (value := square.item()) >= 0 else math.nan
+
+    def logit_scale(self) -> float:
+        """exp of the logit scale parameter. All ranks."""
+        parameter = self.module.get_parameter("logit_scale")
+        return math.exp(self._gathered(parameter).item())
+
+    def step(self) -> None:
+        """Clip, update the weights (the clamp is part of it), drop the gradients."""
+        self.deepspeed.step()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of this step: the weights stay as they are."""
+        optimizer = self.deepspeed.optimizer
+        self.deepspeed.zero_grad()
+        if self.zero_stage > 0:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.averaged_gradients:
+                optimizer.averaged_gradients[group] = None
+
+    def save(self, folder: Path, tag: str, writer: Any) -> None:
+        """DeepSpeed's own state into `folder`/`tag`, through `writer`, which keeps the write errors. All ranks."""
+        self.deepspeed.checkpoint_engine = writer
+        # It copies a recovery script with its own, unguarded file operations between two barriers.
+        self.deepspeed._copy_recovery_script = lambda path: None
+        self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """What `save` wrote, with the same number of ranks and the same stage. All ranks."""
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The whole fp32 state dict in host memory on rank 0, empty on the others. All ranks."""
+        weights = {}
+        is_main = dist.get_rank() == 0
+        if is_main:
+            weights = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+        if self.zero_stage == 3 or self.config.precision == "fp16":
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            for name, parameter in self.module.named_parameters():
+                whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else self._gathered(parameter)
+                if is_main:
+                    weights[name] = whole.detach().cpu().view(getattr(parameter, "ds_shape", parameter.shape))
+        return weights
+
+    def _gathered(self, parameter: nn.Parameter) -> Tensor:
+        """A frozen parameter, whole."""
+        if self.zero_stage < 3:
+            return parameter.detach().float()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().float().clone()

@@ -1,0 +1,130 @@
+"""Who may write into a run folder: a fencing token that every publication checks.
+
+    ownership = Ownership.claim(run_folder)      # rank 0; InputError when another run is at work there
+    ownership.check()                            # before every publication: RunError when someone took over
+    ownership.release()
+
+`owner.json` names the job, its incarnation, and a random token. A newer incarnation of the same SLURM job takes over at
+once: SLURM may have requeued a job while ranks of the old one are still alive on a node that it lost sight of; they
+find another token at their next publication and leave without writing. An unrelated run is refused while the owner
+shows signs of life: its process on this machine, or the age of its heartbeat on another.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from pipeline.checkpoint.folder import write_atomically
+from pipeline.errors import InputError, RunError
+
+OWNER = "owner.json"
+HEARTBEAT_S = 20.0
+DEAD_AFTER_S = 180.0
+
+
+@dataclass
+class Ownership:
+    """This process's claim on a run folder."""
+
+    run_folder: Path
+    token: str
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def claim(cls, run_folder: Path) -> Self:
+        """Take the folder, or raise InputError when an unrelated run holds it."""
+        with open(run_folder / ".owner.lock", "w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            mine = _identity()
+            owner = _read(run_folder)
+            if owner is not None and not _may_take(owner, mine, run_folder):
+                raise InputError(
+                    f"{run_folder} is in use by {_described(owner)}; wait for it, stop it, or choose another name"
+                )
+            write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
+        ownership = cls(run_folder, mine["token"])
+        threading.Thread(target=ownership._beat, daemon=True, name="ownership heartbeat").start()
+        return ownership
+
+    def check(self) -> None:
+        """Raise RunError when the folder belongs to someone else by now."""
+        owner = _read(self.run_folder)
+        if owner is None or owner["token"] != self.token:
+            taker = _described(owner) if owner else "nobody (owner.json is gone)"
+            raise RunError(f"{self.run_folder} belongs to {taker} now; this run stops without writing")
+
+    def release(self) -> None:
+        """Give the folder back, if it is still ours."""
+        self._stop.set()
+        owner = _read(self.run_folder)
+        if owner is not None and owner["token"] == self.token:
+            (self.run_folder / OWNER).unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            owner = _read(self.run_folder)
+            if owner is None or owner["token"] != self.token:
+                return
+            with suppress(OSError):
+                os.utime(self.run_folder / OWNER)
+
+
+def _identity() -> dict[str, Any]:
+    job = os.environ.get("SLURM_JOB_ID")
+    return {
+        "token": secrets.token_hex(8),
+        "job": job,
+        "incarnation": [int(os.environ.get(name, "0")) for name in ("SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
+        if job
+        else [],
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+    }
+
+
+def _may_take(owner: dict[str, Any], mine: dict[str, Any], run_folder: Path) -> bool:
+    if mine["job"] is not None and owner["job"] == mine["job"]:
+        return bool(owner["incarnation"] <= mine["incarnation"])
+    if owner["host"] == mine["host"]:
+        return not _is_alive(owner)
+    return _heartbeat_age_s(run_folder) > DEAD_AFTER_S
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    try:
+        started = psutil.Process(owner["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(abs(started - owner["process_started"]) < 1.0)
+
+
+def _heartbeat_age_s(run_folder: Path) -> float:
+    """Age by the file system's own clock, which every node shares."""
+    probe = run_folder / f".clock.{os.getpid()}.tmp"
+    probe.write_text("")
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - (run_folder / OWNER).stat().st_mtime
+
+
+def _read(run_folder: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads((run_folder / OWNER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) and "token" in owner else None
+
+
+def _described(owner: dict[str, Any]) -> str:
+    job = f"job {owner['job']}" if owner["job"] else "another run"
+    return f"{job} (process {owner['pid']} on {owner['host']})"

@@ -1,0 +1,186 @@
+"""Train: `python -m pipeline.train FILE.yaml... key=value...`, alone, under torchrun, or started by `launch`.
+
+How a run starts, in this order: its own newest intact checkpoint (or the one `resume` names); else the weights of
+`init_from`; else what `model` says (pre-trained CLIP, or random). This file builds the parts and hands them over.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.config import parse_command_line, to_yaml
+from pipeline.errors import PipelineError, run_command
+from pipeline.log import quiet
+
+with quiet():
+    import torch
+    from torch import nn
+
+    from pipeline.checkpoint.folder import remove_staging, set_aside, write_atomically
+    from pipeline.checkpoint.restore import choose_checkpoint, load_checkpoint
+    from pipeline.checkpoint.rng import seed_everything
+    from pipeline.checkpoint.save import Saver
+    from pipeline.data.stream import Stream
+    from pipeline.dist import broadcast_value, is_main, rank, world_size
+    from pipeline.engine import Engine, start_distributed
+    from pipeline.evaluation.retrieval import evaluate_retrieval
+    from pipeline.gradient import Objective
+    from pipeline.log import MetricsFile, logger, start_logging
+    from pipeline.meters import StepClock
+    from pipeline.model.clip_vip import CLIPViP
+    from pipeline.model.weights import load_model, save_model
+    from pipeline.ops import load_cpu_ops
+    from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
+    from pipeline.ownership import Ownership
+    from pipeline.run_folder import prepare
+    from pipeline.signals import StopRequest
+    from pipeline.train_config import TrainConfig
+    from pipeline.trainer import Evaluate, Progress, Run, train
+
+Value = TypeVar("Value")
+
+
+def main(argv: list[str]) -> int:
+    """Train; exit code 0 when the run is finished or was stopped so that it can go on."""
+    config = parse_command_line(TrainConfig, argv, program="python -m pipeline.train", about=__doc__ or "")
+    with StopRequest() as stop:
+        with quiet():
+            load_cpu_ops()
+            device = start_distributed(config.engine)
+        ownership = on_main(lambda: claim_folder(config))
+        try:
+            start_logging(config.run_folder / "logs")
+            run = build(config, device, stop, ownership.check if ownership else lambda: None)
+            if run.progress.step >= run.total_steps:
+                logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
+                return 0
+            outcome = train(run)
+            if outcome == "finished" and is_main():
+                write_atomically(config.run_folder / "COMPLETE", f"{run.progress.step}\n")
+            return 0
+        finally:
+            if ownership:
+                ownership.release()
+
+
+def on_main(action: Callable[[], Value]) -> Value | None:
+    """Run `action` on rank 0. When it fails there, rank 0 reports the error and every rank leaves with its code."""
+    result, error = None, None
+    if is_main():
+        try:
+            result = action()
+        except PipelineError as caught:
+            error = caught
+    code = broadcast_value(error.exit_code if error else 0)
+    if error is not None:
+        raise error
+    if code:
+        sys.exit(code)
+    return result
+
+
+def claim_folder(config: TrainConfig) -> Ownership:
+    """Make or check the run folder and take it."""
+    prepare(config.run_folder, config)
+    ownership = Ownership.claim(config.run_folder)
+    remove_staging(config.run_folder)
+    if config.resume == "never":
+        set_aside(config.run_folder)
+    return ownership
+
+
+def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ownership: Callable[[], None]) -> Run:
+    """Everything a run needs, in the order in which it can be made. All ranks."""
+    torch.manual_seed(config.seed)
+    checkpoint = choose_checkpoint(config.run_folder, config.resume)
+    model = first_weights(config, checkpoint)
+    model_config = model.config
+    groups = parameter_groups(model.named_parameters(), config.optim)
+    engine = Engine(
+        model,
+        make_optimizer(groups, config.optim),
+        config.engine,
+        device,
+        clip_norm=config.optim.clip_norm,
+        rows_per_rank=-(-config.batch.global_batch_size // world_size()),
+        passthrough=config.deepspeed,
+    )
+    stream = Stream(
+        config.data,
+        global_batch_size=config.batch.global_batch_size,
+        image_size_px=model.image_size_px,
+        tokenize=model.tokenizer(config.data.num_text_tokens),
+        seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    total_steps = config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    seed_everything(config.seed, rank())
+    progress = Progress()
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, engine)
+        set_hyperparameters(engine.param_groups, groups)
+        progress = Progress(**state["progress"])
+        stream.load_state_dict(state["stream"])
+    report_start(config, model, checkpoint, progress, total_steps)
+    return Run(
+        config=config,
+        total_steps=total_steps,
+        engine=engine,
+        stream=stream,
+        objective=Objective(config.loss),
+        evaluate=make_evaluate(config, engine, model),
+        saver=Saver(
+            run_folder=config.run_folder,
+            config=config.checkpoint,
+            config_text=to_yaml(config),
+            save_weights=lambda folder, weights: save_model(folder, weights, model_config),
+            check_ownership=check_ownership,
+            last_step=progress.step if checkpoint is not None and checkpoint.parent.parent == config.run_folder else -1,
+        ),
+        metrics=MetricsFile(config.run_folder / "metrics.jsonl", progress.step) if is_main() else None,
+        stop=stop,
+        progress=progress,
+        clock=StepClock(device),
+    )
+
+
+def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
+    """The model to put under the engine; a checkpoint to come overwrites its weights."""
+    if checkpoint is None and config.init_from is not None:
+        return load_model(config.init_from)
+    model_config = config.model
+    if checkpoint is not None:
+        model_config = model_config.model_copy(update={"pretrained": None})
+    return CLIPViP.from_config(model_config)
+
+
+def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP) -> Evaluate:
+    """A function that gives the metrics of all held-out sets as <set name>/<metric>. Training does not notice it."""
+
+    def evaluate() -> dict[str, float]:
+        found: dict[str, float] = {}
+        devices = [engine.device] if engine.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            for chosen in config.evaluation.sets:
+                metrics = evaluate_retrieval(engine, model.tokenizer, model.image_size_px, chosen, device=engine.device)
+                found |= {f"{chosen.name}/{name}": value for name, value in metrics.items()}
+        return found
+
+    return evaluate
+
+
+def report_start(
+    config: TrainConfig, model: nn.Module, checkpoint: Path | None, progress: Progress, total_steps: int
+) -> None:
+    """Say what starts, from what, on what."""
+    millions = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters()) / 1e6
+    origin = f"from {checkpoint} (step {progress.step})" if checkpoint else f"from {config.init_from or 'the start'}"
+    engine = f"{world_size()} rank(s), ZeRO {config.engine.zero_stage}, {config.engine.precision}"
+    work = f"{total_steps} steps of {config.batch.global_batch_size} clips"
+    logger.info(f"{config.run_folder}: {millions:.1f} M parameters, {work} on {engine}; {origin}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,197 @@
+"""The training loop, and what it keeps count of.
+
+    outcome = train(run)         # "finished", or "stopped" by a signal or stop_at_step
+
+`run` holds the parts that `pipeline.train` built. One turn of the loop is one step: batch -> features -> loss ->
+gradient -> checks -> update -> what is due (log, evaluation, checkpoint).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.checkpoint.save import Saver
+from pipeline.data.batch import Batch
+from pipeline.data.stream import Stream
+from pipeline.dist import any_ranks, gather_values, rank
+from pipeline.engine import Engine
+from pipeline.errors import RunError
+from pipeline.gradient import Objective, Terms, backward_batch
+from pipeline.log import MetricsFile, logger
+from pipeline.meters import StepClock, console_line
+from pipeline.optim import set_learning_rate
+from pipeline.signals import StopRequest
+from pipeline.train_config import TrainConfig
+
+Evaluate = Callable[[], dict[str, float]]
+Outcome = Literal["finished", "stopped"]
+
+
+@dataclass
+class Progress:
+    """How far the run is; saved with every checkpoint. Counts are over all ranks once they are merged."""
+
+    step: int = 0
+    samples: int = 0
+    skipped: int = 0
+    """Steps without an update because of a loss or gradient that is no number."""
+    loss_mean: float | None = None
+    """Running mean that spikes are measured against."""
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class Run:
+    """The parts of a run, put together by `pipeline.train`."""
+
+    config: TrainConfig
+    total_steps: int
+    engine: Engine
+    stream: Stream
+    objective: Objective
+    evaluate: Evaluate
+    saver: Saver
+    metrics: MetricsFile | None
+    """On rank 0."""
+    stop: StopRequest
+    progress: Progress
+    clock: StepClock
+    local_samples: int = 0
+    """This rank's valid samples since the last merge."""
+
+
+def train(run: Run) -> Outcome:
+    """Train until the last step, or until a stop is asked for; both end with a checkpoint."""
+    config, progress, engine, clock = run.config, run.progress, run.engine, run.clock
+    batches = iter(run.stream)
+    engine.train()
+    while progress.step < run.total_steps:
+        clock.start()
+        batch = next(batches)
+        clock.mark("data")
+        step = progress.step + 1
+        lr = config.optim.lr_at(step, run.total_steps)
+        loss, terms = backward_batch(
+            engine,
+            run.objective,
+            batch.to(engine.device),
+            micro_batches=config.batch.micro_batches,
+            accumulation=config.batch.accumulation,
+        )
+        loss_value, norm = loss.item(), engine.gradient_norm()
+        clock.mark("gradient")
+        if math.isfinite(loss_value) and math.isfinite(norm):
+            set_learning_rate(engine.param_groups, lr)
+            engine.step()
+            watch_for_spike(run, step, loss_value)
+        else:
+            skip_or_stop(run, step, batch, loss_value, norm)
+        clock.mark("update")
+        run.local_samples += int(batch.valid_B.sum())
+        progress.step = step
+        clock.stop()
+
+        record: dict[str, Any] = {}
+        is_last = step == run.total_steps
+        if step % config.log.every_steps == 0 or is_last:
+            record |= step_metrics(run, batch, loss_value, terms, lr, norm)
+        if is_last or (config.evaluation.every_steps and step % config.evaluation.every_steps == 0):
+            record |= evaluate_and_judge(run)
+        if run.metrics is not None and record:
+            run.metrics.write(step, record)
+            logger.info(console_line(step, run.total_steps, record))
+        stopping, saving = wishes(run, step)
+        if stopping or saving or is_last or progress.best_step == step:
+            save(run)
+        if stopping and not is_last:
+            logger.info(f"stopped after step {step} ({stopping}); the same command goes on from here")
+            return "stopped"
+    return "finished"
+
+
+def watch_for_spike(run: Run, step: int, loss: float) -> None:
+    """Report a loss far above its running mean."""
+    mean, factor = run.progress.loss_mean, run.config.failure.spike_factor
+    if mean is not None and step > 20 and loss > factor * mean:
+        logger.warning(f"loss spike at step {step}: {loss:.4g}, {loss / mean:.1f} times the running mean")
+    run.progress.loss_mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+
+
+def skip_or_stop(run: Run, step: int, batch: Batch, loss: float, norm: float) -> None:
+    """A loss or gradient that is no number: name it, then leave the weights as they are, or stop. All ranks."""
+    run.engine.drop_gradients()
+    run.progress.skipped += 1
+    keys = gather_values([key for key in batch.keys if key])
+    named = "; ".join(f"rank {number}: {', '.join(found)}" for number, found in enumerate(keys))
+    what = f"step {step}: loss {loss}, gradient norm {norm}"
+    logger.error(f"{what} in the batch of {named}")
+    allowed = run.config.failure.skip_nonfinite_batches
+    if run.progress.skipped > allowed:
+        raise RunError(
+            f"{what} (rank {rank()} had {', '.join(keys[rank()][:3])}, ...; all keys are in logs/); the weights were "
+            "not touched and the checkpoints are good; look at these samples, lower optim.lr, or set "
+            f"failure.skip_nonfinite_batches over {allowed}"
+        )
+    logger.warning(f"skipped step {step}, {run.progress.skipped} of {allowed} that are allowed")
+
+
+def merge_counts(run: Run) -> None:
+    """Add every rank's samples to the progress. All ranks."""
+    run.progress.samples += sum(gather_values(run.local_samples))
+    run.local_samples = 0
+
+
+def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, norm: float) -> dict[str, Any]:
+    """What is logged about a step. All ranks."""
+    merge_counts(run)
+    values: dict[str, Any] = {"train/loss": loss}
+    values |= {f"train/loss_{name}": value.item() for name, value in terms.items()}
+    values |= {
+        "train/logit_scale": run.engine.logit_scale(),
+        "train/lr": lr,
+        "train/grad_norm": norm,
+        "train/epoch": batch.epoch,
+        "train/samples": run.progress.samples,
+    }
+    values |= {f"train/bad_{reason}": count for reason, count in run.stream.bad_by_reason.items()}
+    if run.progress.skipped:
+        values["train/skipped"] = run.progress.skipped
+    return values | run.clock.summary(run.config.batch.global_batch_size)
+
+
+def evaluate_and_judge(run: Run) -> dict[str, float]:
+    """Metrics of every held-out set; notes whether this is the best step so far. All ranks."""
+    run.engine.eval()
+    values = {f"eval/{name}": value for name, value in run.evaluate().items()}
+    run.engine.train()
+    metric = run.config.evaluation.best_metric
+    if metric is not None:
+        value = values[f"eval/{metric}"]
+        if run.progress.best is None or value > run.progress.best:
+            run.progress.best, run.progress.best_step = value, run.progress.step
+    return values
+
+
+def wishes(run: Run, step: int) -> tuple[str, bool]:
+    """Why to stop ("" for not) and whether to save, agreed by all ranks."""
+    asked, due = any_ranks([run.stop.name is not None, run.saver.is_due(step)], run.engine.device)
+    if asked:
+        return run.stop.name or "a signal on another rank", True
+    if step == run.config.stop_at_step:
+        return f"stop_at_step={step}", True
+    return "", due
+
+
+def save(run: Run) -> bool:
+    """Save a checkpoint of the current step. All ranks."""
+    merge_counts(run)
+    streams = gather_values(run.stream.state_dict())
+    state = {
+        "progress": asdict(run.progress),
+        "stream": Stream.merge_states(streams),
+        "zero_stage": run.engine.zero_stage,
+    }
+    protected = {run.progress.best_step} if run.progress.best_step is not None else set()
+    return run.saver.save(run.engine, run.progress.step, state, protected)
