@@ -18,6 +18,7 @@ from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
 from pipeline.data.index import Place, name_hash, read_manifest
 from pipeline.data.loader import Failed, empty_frames, run_workers
 from pipeline.data.sample import read_sample
+from pipeline.data.cache import open_folder
 from pipeline.data.storage import DamagedSample, Folder
 from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import InputError, PipelineError, RunError
@@ -47,7 +48,7 @@ class ClipReader:
                 )
         self.clip_ids = list(places if clip_ids is None else clip_ids)
         self._places = [places[clip_id] for clip_id in self.clip_ids]
-        self._folder = Folder(str(shards))
+        self._folder = open_folder(str(shards))
         self._num_frames = num_frames
         self._fit = FrameFit(image_size_px, "crop" if frame_fit == "crop" else "squash")
 
@@ -106,7 +107,7 @@ class _ClipBatches(Dataset[Any]):
 def _places_by_clip_id(folder: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
     for shard in read_manifest(folder):
-        content = Folder(folder).read_file(f"{shard['shard']}.parquet")
+        content = open_folder(folder).read_file(f"{shard['shard']}.parquet")
         table = pq.read_table(pa.BufferReader(content), columns=["key", "clip_id", "offset", "size"])
         for row in table.to_pylist():
             places[row["clip_id"]] = Place(

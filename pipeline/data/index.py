@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,12 +28,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, FORMAT_VERSION, METADATA_KEY, sample_key
+from pipeline.data.cache import open_folder
 from pipeline.data.storage import Folder
 from pipeline.errors import InputError, RunError
 
 Int64s = NDArray[np.int64]
 
 _CHUNK_BITS = 20  # rows per Arrow record batch: a row's chunk is a shift, not a search
+_READERS = 16
 _SAMPLES = pa.schema(
     [("offset", pa.int64()), ("size", pa.uint32()), ("key_hash", pa.uint64()), ("video_hash", pa.uint64())]
 )
@@ -136,6 +140,13 @@ class Manifest:
         return self.num_samples
 
 
+def _read_ahead(folder: Folder, names: Sequence[str]) -> Iterator[bytes]:
+    """The files' contents in order, some read at once: a far file system answers slowly, but many at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(names), 8 * _READERS):
+            yield from pool.map(folder.read_file, names[start : start + 8 * _READERS])
+
+
 def manifest_facts(folder: str) -> dict[str, Any]:
     """The facts in manifest.parquet's schema metadata: manifest_hash, num_samples, subtitle_from, caption_from."""
     schema = pq.read_schema(pa.BufferReader(_read_input(folder, "manifest.parquet")))
@@ -201,18 +212,20 @@ def _index_root(folder: str) -> Path:
 
 def _build_once(folder: str, root: Path, wanted: str) -> None:
     """Build under a lock and a temporary name; a process killed in the middle leaves nothing that counts."""
+    host = socket.gethostname()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        guard = open(root / ".lock", "w")  # noqa: SIM115 - held below, over the whole build
+        guard = open(root / f".lock_{host}", "w")  # noqa: SIM115 - held below, over the whole build
     except OSError as error:
         raise InputError(f"cannot write the index folder {root}: {error.strerror}; set data.index_folder") from None
     with guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         if (root / wanted).is_dir():
             return
-        for stale in root.glob(".building*"):
+        # Other nodes build under other names; of this node's, the lock says that all are left over from killed builds.
+        for stale in root.glob(f".building_{host}_*"):
             shutil.rmtree(stale)
-        building = root / f".building_{wanted}"
+        building = root / f".building_{host}_{wanted}"
         facts, rows = manifest_facts(folder), read_manifest(folder)
         if not sum(row["num_samples"] for row in rows):
             raise InputError(f"{folder} has no samples; see its failures folder and stats.json")
@@ -223,14 +236,17 @@ def _build_once(folder: str, root: Path, wanted: str) -> None:
             subtitle_from=facts["subtitle_from"],
             caption_from=facts["caption_from"],
         )
-        building.rename(root / wanted)
+        try:
+            building.rename(root / wanted)
+        except OSError:
+            # Another node was first.
+            shutil.rmtree(building)
 
 
 def _samples_of(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, NDArray[Any]]]:
     video_hashes: dict[str, int] = {}
-    for row in rows:
-        name = f"{row['shard']}.parquet"
-        content = Folder(folder).read_file(name)
+    names = [f"{row['shard']}.parquet" for row in rows]
+    for row, name, content in zip(rows, names, _read_ahead(open_folder(folder), names), strict=True):
         if hashlib.sha256(content).hexdigest() != row["sidecar_sha256"]:
             raise InputError(f"{folder}/{name} is not the file that the manifest names; write the manifest again")
         columns = ["key", "video_id", "offset", "size"]
@@ -255,7 +271,7 @@ def _samples_of(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, N
 
 def _read_input(folder: str, name: str) -> bytes:
     try:
-        return Folder(folder).read_file(name)
+        return open_folder(folder).read_file(name)
     except FileNotFoundError:
         raise InputError(
             f"{folder} has no {name}; write the shards first: python -m preprocess.run CONFIG.yaml"

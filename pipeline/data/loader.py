@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.batch import BadSample
+from pipeline.data.cache import CacheConfig, open_folder
 from pipeline.data.frames import DamagedMedia, jittered_indices, middle_index, open_clip_bytes, uniform_indices
 from pipeline.data.index import Manifest, Place
 from pipeline.data.order import keyed_generator, mix
 from pipeline.data.sample import Sample
 from pipeline.data.schedule import Composition
 from pipeline.data.sources import Source, SourceConfig
-from pipeline.data.storage import DamagedSample, Folder
+from pipeline.data.storage import DamagedSample
 from pipeline.data.transform import FrameFit
 from pipeline.errors import PipelineError
 
@@ -48,6 +49,7 @@ class Recipe:
     manifest_hashes: tuple[str, ...]
     excluded_rows: tuple[NDArray[np.int64], ...]
     index_folder: Path | None
+    cache: CacheConfig | None
     seed: int
     shuffle: bool
     window_shards: int | None
@@ -151,6 +153,7 @@ class RankLoader(Dataset[Any]):
                 shuffle=recipe.shuffle,
                 window_shards=recipe.window_shards,
             )
+            source.prefetch(int(own_epoch), int(composition.positions_G[slots].max()))
             for slot, place in zip(slots, source.manifest.places(rows), strict=True):
                 found[slot] = (int(number), int(own_epoch), place)
         return [one for one in found if one is not None]
@@ -192,7 +195,7 @@ def open_sources(recipe: Recipe) -> list[Source]:
             Manifest.open(config.shards, pinned=pinned, index_folder=recipe.index_folder),
             config,
             excluded,
-            Folder(config.shards),
+            open_folder(config.shards, recipe.cache, pinned),
         )
         for config, pinned, excluded in zip(recipe.sources, recipe.manifest_hashes, recipe.excluded_rows, strict=True)
     ]

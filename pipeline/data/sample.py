@@ -78,7 +78,8 @@ def _text(source: str, members: dict[str, bytes], facts: dict[str, Any]) -> str:
         raise DamagedSample("text_missing", f"no .{kind} member")
     if kind == "json":
         value = facts.get(field)
-        return value.strip() if isinstance(value, str) else ""
+        # JSON can spell half of a surrogate pair, which no tokenizer survives.
+        return value.encode("utf-8", "replace").decode().strip() if isinstance(value, str) else ""
     return members[kind].decode("utf-8", "replace").strip()
 
 

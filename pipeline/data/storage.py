@@ -1,7 +1,9 @@
-"""Bytes of a shard set: by offset from a local or parallel file system, or from an object store through a local cache.
+"""Bytes of a shard set: by offset from a local or parallel file system, or from an object store through fsspec.
 
-    Folder("data/shards/train").read("shards/000012.tar", offset, size)   -> bytes
-    Folder("s3://bucket/train", cache)                                    shards come whole into a bounded cache
+    folder = open_folder("data/shards/train")              pread, a few open files
+    folder = open_folder("s3://bucket/train")              one ranged request per sample
+    folder = open_folder("s3://bucket/train", cache)       whole shards through a bounded local cache (cache.py)
+    folder.read("shards/000012.tar", offset, size)         -> bytes
 
 What an error means is decided here, once: a missing file or one that ends too early is the sample's fault
 (`DamagedSample`: masked and counted); any other error of the file system may pass, so the read is tried again, and when
@@ -11,14 +13,16 @@ it does not pass it is fatal (`RunError`) and never counted as a bad sample.
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
+
+import fsspec
 
 from pipeline.errors import RunError
 
 READ_RETRY_PAUSES_S = (0.1, 1.0, 5.0)
-_MAX_OPEN_FILES = 64
+MAX_OPEN_FILES = 64
 
 Read = TypeVar("Read")
 
@@ -31,33 +35,40 @@ class DamagedSample(Exception):
         self.reason = reason
 
 
-class Folder:
+class Folder(Protocol):
     """A shard set's files, read by name."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def read_file(self, name: str) -> bytes:
+        """A whole small file. Raises FileNotFoundError, or RunError."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`. Raises DamagedSample, or RunError."""
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """These files will be read soon."""
+
+
+class LocalFolder:
+    """A folder of a local or parallel file system."""
+
+    def __init__(self, folder: str | Path, max_open_files: int = MAX_OPEN_FILES) -> None:
+        self._folder = Path(folder)
+        self._max_open_files = max_open_files
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def read_file(self, name: str) -> bytes:
-        """A whole small file. FileNotFoundError stays as it is."""
-        return retried(lambda: (Path(self.folder) / name).read_bytes(), f"{self.folder}/{name}")
+        """A whole small file. Raises FileNotFoundError, or RunError."""
+        return retried((self._folder / name).read_bytes, f"{self._folder}/{name}")
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`."""
-        try:
-            content = retried(lambda: self._pread(name, offset, size), f"{self.folder}/{name}")
-        except FileNotFoundError:
-            raise DamagedSample("shard_missing", name) from None
-        if len(content) < size:
-            raise DamagedSample("shard_truncated", f"{name} ends before byte {offset + size}")
-        return content
+        """`size` bytes from `offset`. Raises DamagedSample, or RunError."""
+        return checked(lambda: self.pread(name, offset, size), f"{self._folder}/{name}", offset + size, size)
 
-    def close(self) -> None:
-        """Close what is open; the next read opens again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Nothing to do: the kernel reads ahead."""
 
-    def _pread(self, name: str, offset: int, size: int) -> bytes:
+    def pread(self, name: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes; fewer at the end of the file. Raises OSError."""
         descriptor = self._descriptor(name)
         try:
             pieces = [os.pread(descriptor, size, offset)]
@@ -69,27 +80,91 @@ class Folder:
             raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptors": OrderedDict()}
+
     def _descriptor(self, name: str) -> int:
         if name not in self._descriptors:
-            if len(self._descriptors) >= _MAX_OPEN_FILES:
+            if len(self._descriptors) >= self._max_open_files:
                 os.close(self._descriptors.popitem(last=False)[1])
-            self._descriptors[name] = os.open(Path(self.folder) / name, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptors[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
         self._descriptors.move_to_end(name)
         return self._descriptors[name]
 
 
+class RemoteFolder:
+    """A folder that fsspec reaches, read by ranges."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._opened: tuple[Any, str] | None = None
+
+    def read_file(self, name: str) -> bytes:
+        """A whole small file. Raises FileNotFoundError, or RunError."""
+        return retried(lambda: self.fetch(name), f"{self._url}/{name}")
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`. Raises DamagedSample, or RunError."""
+        where = f"{self._url}/{name}"
+        return checked(lambda: self.fetch(name, start=offset, end=offset + size), where, offset + size, size)
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Nothing to do: a ranged request brings just the sample."""
+
+    def fetch(self, name: str, **span: int) -> bytes:
+        """The file's bytes, or those of a span. Raises OSError."""
+        return bytes(self._asked(lambda fs, root: fs.cat_file(f"{root}/{name}", **span)))
+
+    def download(self, name: str, target: Path) -> None:
+        """The whole file to a local path. Raises OSError, also when it arrives cut short."""
+        expected = self._asked(lambda fs, root: fs.size(f"{root}/{name}"))
+        self._asked(lambda fs, root: fs.get_file(f"{root}/{name}", str(target)))
+        if expected is not None and target.stat().st_size != expected:
+            raise OSError(f"{target.stat().st_size} of {expected} bytes arrived")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_url": self._url, "_opened": None}
+
+    def _asked(self, ask: Callable[[Any, str], Read]) -> Read:
+        try:
+            if self._opened is None:
+                self._opened = fsspec.core.url_to_fs(self._url)
+            return ask(*self._opened)
+        except OSError:
+            raise
+        except ImportError as error:
+            raise RunError(f"cannot read {self._url}: {error}") from None
+        except Exception as error:
+            # Each store has its own error classes; here they mean what an OSError means.
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def checked(read: Callable[[], bytes], where: str, end: int, size: int) -> bytes:
+    """`size` bytes by `read`, with the meaning of errors that the module's docstring states."""
+    try:
+        content = retried(read, where)
+    except FileNotFoundError:
+        raise DamagedSample("shard_missing", where) from None
+    if len(content) < size:
+        raise DamagedSample("shard_truncated", f"{where} ends before byte {end}")
+    return content
+
+
 def retried(read: Callable[[], Read], where: str) -> Read:
     """`read()`, tried again after each of READ_RETRY_PAUSES_S; FileNotFoundError passes through at once."""
-    for pause_s in (*READ_RETRY_PAUSES_S, None):
+    for pause_s in READ_RETRY_PAUSES_S:
         try:
             return read()
         except FileNotFoundError:
             raise
-        except OSError as error:
-            if pause_s is None:
-                raise RunError(
-                    f"cannot read {where}: {error.strerror or error} (tried {len(READ_RETRY_PAUSES_S) + 1} times); "
-                    "check the file system, then resume"
-                ) from None
+        except OSError:
             time.sleep(pause_s)
-    raise AssertionError("unreachable")
+    try:
+        return read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"cannot read {where}: {error.strerror or error} (tried {len(READ_RETRY_PAUSES_S) + 1} times); "
+            "check the file system, then resume"
+        ) from None
