@@ -5,15 +5,17 @@
 One small all-reduce on the CPU per batch; names travel only when there is something to name.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
 from pipeline import dist
 from pipeline.data.batch import BadSample
-from pipeline.errors import RunError
+from pipeline.errors import PipelineError, RunError
+
+Value = TypeVar("Value")
 
 
 class Agreement:
@@ -33,6 +35,22 @@ class Agreement:
         if failures:
             raise RunError("; ".join(failures))
         return [sample for reported, _ in reports for sample in reported]
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives on rank 0 (picklable), on every rank; its PipelineError is raised on every rank."""
+        if self._group is None:
+            return make()
+        box: list[Any] = [None, None]
+        if torch.distributed.get_rank(self._group) == 0:
+            try:
+                box[0] = make()
+            except PipelineError as error:
+                box[1] = error
+        torch.distributed.broadcast_object_list(box, src=0, group=self._group)
+        if box[1] is not None:
+            raise box[1]
+        value: Value = box[0]
+        return value
 
     def _gathered(self, report: Any, *, is_quiet: bool) -> list[Any]:
         loud = torch.tensor([0 if is_quiet else 1])

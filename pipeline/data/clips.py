@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.data.cache import open_folder
 from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
 from pipeline.data.index import Place, name_hash, read_manifest
 from pipeline.data.loader import Failed, empty_frames, run_workers
 from pipeline.data.sample import read_sample
-from pipeline.data.cache import open_folder
 from pipeline.data.storage import DamagedSample, Folder
 from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import InputError, PipelineError, RunError

@@ -26,6 +26,7 @@ Frames = NDArray[np.uint8]
 Place = Callable[[int, Frames], None]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 64 * 2**20  # a header may promise more than the memory holds
 _PLAIN_CONTAINERS = {
     # A playlist or concat list in a foreign tar could make ffmpeg open other files and URLs.
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg",
@@ -143,6 +144,8 @@ class Image(_Readable):
 
         try:
             with PIL.Image.open(io.BytesIO(self._data)) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise DamagedMedia(f"a picture of {picture.width} x {picture.height} px")
                 place(0, np.asarray(picture.convert("RGB")))
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise DamagedMedia(str(error)) from None
@@ -233,6 +236,9 @@ def _rgb(frame: Any) -> Frames:
 
 def _decode_jpeg(data: bytes | memoryview) -> Frames:
     try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width > MAX_PIXELS:
+            raise DamagedMedia(f"a picture of {width} x {height} px")
         pixels: Frames = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError as error:
         raise DamagedMedia(str(error)) from None

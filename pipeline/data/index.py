@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, FORMAT_VERSION, METADATA_KEY, sample_key
 from pipeline.data.cache import open_folder
+from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, FORMAT_VERSION, METADATA_KEY, sample_key
 from pipeline.data.storage import Folder
 from pipeline.errors import InputError, RunError
 

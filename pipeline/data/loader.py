@@ -146,15 +146,9 @@ class RankLoader(Dataset[Any]):
         for number, own_epoch in np.unique(pairs, axis=0):
             slots = np.flatnonzero((pairs == (number, own_epoch)).all(axis=1))
             source = self._sources[number]
-            rows = source.rows(
-                int(own_epoch),
-                composition.positions_G[slots],
-                seed=mix(recipe.seed, int(number)),
-                shuffle=recipe.shuffle,
-                window_shards=recipe.window_shards,
-            )
-            source.prefetch(int(own_epoch), int(composition.positions_G[slots].max()))
-            for slot, place in zip(slots, source.manifest.places(rows), strict=True):
+            positions = composition.positions_G[slots]
+            source.prefetch(int(own_epoch), int(positions.max()))
+            for slot, place in zip(slots, source.places(int(own_epoch), positions), strict=True):
                 found[slot] = (int(number), int(own_epoch), place)
         return [one for one in found if one is not None]
 
@@ -190,14 +184,18 @@ class RankLoader(Dataset[Any]):
 
 def open_sources(recipe: Recipe) -> list[Source]:
     """Map the manifests that the recipe names."""
+    named = zip(recipe.sources, recipe.manifest_hashes, recipe.excluded_rows, strict=True)
     return [
         Source(
             Manifest.open(config.shards, pinned=pinned, index_folder=recipe.index_folder),
             config,
-            excluded,
             open_folder(config.shards, recipe.cache, pinned),
+            excluded_rows,
+            seed=mix(recipe.seed, number),
+            shuffle=recipe.shuffle,
+            window_shards=recipe.window_shards,
         )
-        for config, pinned, excluded in zip(recipe.sources, recipe.manifest_hashes, recipe.excluded_rows, strict=True)
+        for number, (config, pinned, excluded_rows) in enumerate(named)
     ]
 
 

@@ -101,6 +101,7 @@ class EpochOrder:
         self.turn_ends = np.cumsum(shard_sizes[self.shard_order])
         group = window_shards if shuffle and window_shards is not None else num_shards
         self._window_ends = np.append(self.turn_ends[group - 1 :: group], self.num_samples)
+        self._window_shards = group
         self._shuffle = shuffle
 
     def rows(self, positions: Int64s) -> Int64s:
@@ -112,6 +113,13 @@ class EpochOrder:
         starts = np.where(turns > 0, self.turn_ends[turns - 1], 0)
         rows: Int64s = self._first_row_of_turn[turns] + (places - starts)
         return rows
+
+    def shards_ahead(self, position: int) -> Int64s:
+        """The shards of the window at `position` and of the next one: what a cache should hold; none without windows."""
+        if self._whole or not self._shuffle:
+            return np.empty(0, dtype=np.int64)
+        window = int(np.searchsorted(self._window_ends, position, side="right"))
+        return self.shard_order[window * self._window_shards : (window + 2) * self._window_shards]
 
     def _within_windows(self, positions: Int64s) -> Int64s:
         places = np.empty_like(positions)

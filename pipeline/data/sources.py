@@ -1,12 +1,12 @@
 """Sources of the stream: a shard set each, its exclude lists applied, its epochs shuffled.
 
-source = Source(manifest, config, excluded_rows)
-rows = source.rows(own_epoch, positions, seed=42, shuffle=True, window_shards=None)
-sample = source.read(rows[0])
+source = Source(manifest, config, folder, excluded_rows, seed=42, shuffle=True, window_shards=None)
+places = source.places(own_epoch, positions)
+sample = source.read(places[0], verify_media=True)
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +44,17 @@ class SourceConfig(Section):
 class Source:
     """The kept samples of one manifest: manifest rows minus the excluded ones, in shuffled order per epoch."""
 
-    def __init__(self, manifest: Manifest, config: SourceConfig, excluded_rows: Int64s, folder: Folder) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: SourceConfig,
+        folder: Folder,
+        excluded_rows: Int64s,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        window_shards: int | None = None,
+    ) -> None:
         self.manifest = manifest
         self.name = config.shards
         self._subtitle_from, self._caption_from = texts_from(manifest, config)
@@ -58,15 +68,22 @@ class Source:
         self.num_samples = manifest.num_samples - len(excluded_rows)
         if not self.num_samples:
             raise InputError(f"{config.shards} has no sample left after data.exclude")
-        self.order = lru_cache(maxsize=4)(self._order)
+        self._order = lru_cache(maxsize=4)(
+            partial(self._order_of, seed=seed, shuffle=shuffle, window_shards=window_shards)
+        )
 
-    def rows(self, own_epoch: int, positions: Int64s, *, seed: int, shuffle: bool, window_shards: int | None) -> Int64s:
-        """The manifest rows at `positions` of this source's epoch `own_epoch`."""
-        kept = self.order(own_epoch, seed, shuffle, window_shards).rows(positions)
-        rows: Int64s = kept + np.searchsorted(self._kept_before_excluded, kept, side="right")
-        return rows
+    def places(self, own_epoch: int, positions: Int64s) -> list[Place]:
+        """Where the samples at `positions` of this source's epoch `own_epoch` lie."""
+        kept = self._order(own_epoch).rows(positions)
+        rows = kept + np.searchsorted(self._kept_before_excluded, kept, side="right")
+        return self.manifest.places(rows)
 
-    def _order(self, own_epoch: int, seed: int, shuffle: bool, window_shards: int | None) -> EpochOrder:
+    def prefetch(self, own_epoch: int, position: int) -> None:
+        """Have the shards of this window and the next one brought near, where the folder has a cache."""
+        shards = self._order(own_epoch).shards_ahead(position)
+        self._folder.prefetch([f"{self.manifest.shard_name(int(shard))}.tar" for shard in shards])
+
+    def _order_of(self, own_epoch: int, *, seed: int, shuffle: bool, window_shards: int | None) -> EpochOrder:
         return EpochOrder(self.shard_sizes, seed=seed, epoch=own_epoch, shuffle=shuffle, window_shards=window_shards)
 
     def read(self, place: Place, *, verify_media: bool) -> Sample:

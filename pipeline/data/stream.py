@@ -19,11 +19,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline import dist
 from pipeline.config import Section
 from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
-from pipeline.data.index import Manifest, manifest_facts
+from pipeline.data.cache import CacheConfig
+from pipeline.data.index import Manifest
 from pipeline.data.loader import Delivered, Failed, RankLoader, Recipe, Tokenize, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, read_exclude_lists
@@ -61,7 +61,7 @@ class DataConfig(Section):
     follow_manifest: bool = False
     """Take up shards that were added to a set, at the start of each epoch; false: keep the manifest that was pinned."""
     verify_media: bool = True
-    """Check each clip's sha256 (0.3 ms): a flipped bit in a picture is otherwise decoded without complaint."""
+    """Check each clip's sha256 (a tenth of its decoding time): a flipped bit in a picture is otherwise decoded without complaint."""
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
     """Bad samples are masked up to this share of the samples read, beyond it the run fails."""
     max_bad_grace: int = Field(default=100, ge=0)
@@ -73,12 +73,19 @@ class DataConfig(Section):
     index_folder: Path | None = None
     """Where indexes of manifests are kept; null: beside the shards, or in the user's cache where that is read-only."""
 
+    cache: CacheConfig | None = None
+    """For sets in object stores: a local cache of whole shards (needs shuffle_window_shards); null: ranged requests."""
+
     @model_validator(mode="after")
     def _no_idle_settings(self) -> Self:
         if not self.shuffle and self.shuffle_window_shards is not None:
             raise ValueError("shuffle_window_shards does nothing with shuffle=false; remove one of them")
         if self.follow_manifest and self.epoch_end == "carry":
             raise ValueError("follow_manifest needs epoch borders: set epoch_end=drop")
+        if self.cache and not any("://" in source.shards for source in self.sources):
+            raise ValueError("cache does nothing: every source is a local folder; remove it")
+        if self.cache and self.shuffle and self.shuffle_window_shards is None:
+            raise ValueError("a cache of shards needs a window: set shuffle_window_shards so that two windows fit")
         return self
 
 
@@ -103,7 +110,7 @@ class Stream:
         self._image_size_px = image_size_px
         self._excluded_names = read_exclude_lists(config.exclude)
         self._agreement = Agreement(world_size)
-        self._open_manifests(self._newest_hashes())
+        self._open_manifests(self._agreement.from_first(self._pin_newest))
         self._cursor = self._schedule.start()
         self._bad: dict[tuple[str, str], BadSample] = {}
         self.composition: dict[str, int] = {}
@@ -239,8 +246,11 @@ class Stream:
             sources=facts.sources,
         )
 
-    def _newest_hashes(self) -> list[str]:
-        return [str(manifest_facts(source.shards)["manifest_hash"]) for source in self.config.sources]
+    def _pin_newest(self) -> list[str]:
+        """The hashes of the sources' manifests as they are now, each with its index built."""
+        return [
+            Manifest.open(source.shards, index_folder=self.config.index_folder).hash for source in self.config.sources
+        ]
 
     def _open_manifests(self, hashes: Sequence[str]) -> None:
         """Pin these manifests: their sizes, and the rows that the exclude lists take out."""
@@ -259,7 +269,7 @@ class Stream:
 
     def _follow_manifests(self) -> None:
         """At an epoch border: pin the newest manifests, as rank 0 sees them. A source that changed begins anew."""
-        newest = dist.broadcast_value(self._newest_hashes())
+        newest = self._agreement.from_first(self._pin_newest)
         cursor = self._schedule.open_epoch(self._cursor)
         starts = [
             start if old == new or number == 0 else (start[0] + 1, 0)
@@ -276,6 +286,7 @@ class Stream:
             manifest_hashes=self._hashes,
             excluded_rows=self._excluded_rows,
             index_folder=config.index_folder,
+            cache=config.cache,
             seed=self._seed,
             shuffle=config.shuffle,
             window_shards=config.shuffle_window_shards,
