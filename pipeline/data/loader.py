@@ -140,7 +140,6 @@ class RankLoader(Dataset[Any]):
 
     def _places(self, composition: Composition) -> list[tuple[int, int, Place]]:
         """(source, own epoch, place) of each slot, in slot order."""
-        recipe = self.recipe
         found: list[tuple[int, int, Place] | None] = [None] * len(composition.sources_G)
         pairs = np.stack([composition.sources_G, composition.own_epochs_G], axis=1)
         for number, own_epoch in np.unique(pairs, axis=0):

@@ -115,7 +115,7 @@ class EpochOrder:
         return rows
 
     def shards_ahead(self, position: int) -> Int64s:
-        """The shards of the window at `position` and of the next one: what a cache should hold; none without windows."""
+        """The shards of the window at `position` and of the next: what a cache should hold. None without windows."""
         if self._whole or not self._shuffle:
             return np.empty(0, dtype=np.int64)
         window = int(np.searchsorted(self._window_ends, position, side="right"))

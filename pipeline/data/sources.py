@@ -80,7 +80,10 @@ class Source:
 
     def prefetch(self, own_epoch: int, position: int) -> None:
         """Have the shards of this window and the next one brought near, where the folder has a cache."""
-        shards = self._order(own_epoch).shards_ahead(position)
+        order = self._order(own_epoch)
+        shards = order.shards_ahead(position)
+        if len(shards) and shards[-1] == order.shard_order[-1]:
+            shards = np.concatenate([shards, self._order(own_epoch + 1).shards_ahead(0)])
         self._folder.prefetch([f"{self.manifest.shard_name(int(shard))}.tar" for shard in shards])
 
     def _order_of(self, own_epoch: int, *, seed: int, shuffle: bool, window_shards: int | None) -> EpochOrder:

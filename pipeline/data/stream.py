@@ -61,7 +61,7 @@ class DataConfig(Section):
     follow_manifest: bool = False
     """Take up shards that were added to a set, at the start of each epoch; false: keep the manifest that was pinned."""
     verify_media: bool = True
-    """Check each clip's sha256 (a tenth of its decoding time): a flipped bit in a picture is otherwise decoded without complaint."""
+    """Check each clip's sha256 (a tenth of its decoding time): flipped bits are otherwise decoded without complaint."""
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
     """Bad samples are masked up to this share of the samples read, beyond it the run fails."""
     max_bad_grace: int = Field(default=100, ge=0)
