@@ -207,9 +207,12 @@ def empty_frames(*shape: int) -> Tensor:
 
 
 def run_workers(
-    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, prefetch: int
+    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, prefetch: int, with_entry: bool = False
 ) -> Generator[Any, None, None]:
-    """Yield `dataset[request]` for each request, in order, computed `num_workers` at a time (0: in this process)."""
+    """Yield `dataset[request]` for each request, in order, computed `num_workers` at a time (0: in this process).
+
+    `with_entry`: the dataset holds something of the entry module, so workers must import that too.
+    """
     loader = DataLoader(
         dataset,
         sampler=requests,
@@ -222,7 +225,7 @@ def run_workers(
         multiprocessing_context=_fork_server() if num_workers else None,
         generator=torch.Generator(),  # the default one would draw from the trainer's random state
     )
-    with _entry_hidden():
+    with contextlib.nullcontext() if with_entry else _entry_hidden():
         iterator = iter(loader)
     try:
         yield from iterator

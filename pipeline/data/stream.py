@@ -182,6 +182,7 @@ class Stream:
             _Requests(self._compositions(issued)),
             num_workers=self.config.num_workers,
             prefetch=self.config.prefetch_batches,
+            with_entry=self._tokenize.__module__ == "__main__",
         )
         try:
             for tensors, facts in self._named_failures(delivered):
