@@ -19,7 +19,7 @@ from preprocess.probe import Probe
 from preprocess.records import Clip, ClipError, Failure, Media
 from preprocess.select import OPEN_END, Grid, Slots
 
-CLIPS_PER_PASS = 1000
+CLIPS_PER_PASS = 500
 """A video with more clips is decoded in several passes: ffmpeg's command line has a length limit."""
 
 

@@ -31,6 +31,9 @@ from preprocess.select import OPEN_END, Grid, Slots, select_expression
 
 _TIME_BASE = 90_000
 _STDERR_BYTES = 4096
+_NEARLY = 0.8
+"""An ffmpeg that complained with this share of its memory in use is taken to have run out of it: decoders call a failed
+allocation invalid data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ def decode_command(
         **({"skip_frame": "noref"} if clips.fast else {}),
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
-    frames = source[str(probe.stream_index)].filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
+    # The last frame stays on the screen for as long as the others: one more of it marks its end.
+    frames = source[str(probe.stream_index)].filter("tpad", stop=1, stop_mode="clone")
+    frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
     last = max(span.last for span in spans)
     if last < OPEN_END:
         frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
@@ -136,6 +141,7 @@ class _LimitedProcess:
         assert self._process.stdout is not None
         self.stdout = self._process.stdout
         self._stderr = b""
+        self._peak_bytes = 0
         self._timed_out = False
         self._watch = threading.Thread(target=self._watch_stderr, daemon=True)
         self._watch.start()
@@ -157,7 +163,7 @@ class _LimitedProcess:
         last = message[-1] if message else ""
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
-        if code != 0 and "Cannot allocate memory" in " ".join(message):
+        if code != 0 and self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20:
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:
             raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {last}")
@@ -176,4 +182,15 @@ class _LimitedProcess:
                 if not chunk:
                     break
                 self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
+                self._peak_bytes = max(self._peak_bytes, _address_space(self._process.pid))
         self._process.stderr.close()
+
+
+def _address_space(pid: int) -> int:
+    """Peak address space of a living process in bytes; 0 where it cannot be seen."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmPeak:")), "0")
+    return int(peak) * 1024

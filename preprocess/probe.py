@@ -37,12 +37,13 @@ class Probe:
 
 def probe_video(path: Path, limits: LimitsConfig) -> Probe:
     """Open `path` under the demuxer and protocol lists and describe its first real video stream."""
+    timeout_s = min(PROBE_TIMEOUT_S, limits.time_s)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
     try:
-        with av.open(f"file:{path}", container_options=options, timeout=PROBE_TIMEOUT_S) as container:
+        with av.open(f"file:{path}", container_options=options, timeout=timeout_s) as container:
             return _describe(container, limits)
     except av.error.ExitError:
-        raise ClipError(Reason.TIME_LIMIT, f"opening took over {PROBE_TIMEOUT_S:g} s") from None
+        raise ClipError(Reason.TIME_LIMIT, f"opening took over {timeout_s:g} s") from None
     except av.error.FileNotFoundError:
         raise ClipError(Reason.VIDEO_MISSING, "the file is gone") from None
     except (av.error.FFmpegError, OSError, MemoryError) as error:

@@ -78,8 +78,17 @@ def _tree(spans: list[Slots]) -> str:
         middle = spans[len(spans) // 2].first
         left = [span for span in spans if span.first < middle]
         right = [span for span in spans if span.last >= middle]
-        if left and len(left) < len(spans) and len(right) < len(spans):
+        # Spans that overlap go to both sides: no split that would make the expression longer than it is deep.
+        if len(left) + len(right) <= 1.5 * len(spans) and max(len(left), len(right)) <= 0.75 * len(spans):
             return f"if(lt(ld(0),{middle}),{_tree(left)},{_tree(right)})"
-    return "+".join(
-        f"between(ld(0),{span.first},{span.last})*not(mod(ld(0)-{span.first},{span.stride}))" for span in spans
+    return _sum(
+        [f"between(ld(0),{span.first},{span.last})*not(mod(ld(0)-{span.first},{span.stride}))" for span in spans]
     )
+
+
+def _sum(terms: list[str]) -> str:
+    """A balanced sum: ffmpeg's parser nests a plain one by one level a term, and stops at 100."""
+    if len(terms) <= _LEAF_SPANS:
+        return "+".join(terms)
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])})+({_sum(terms[half:])})"

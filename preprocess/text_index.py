@@ -28,8 +28,9 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(_NUM_BUCKETS)]
-    offset = count = 0
+    count = 0
     with open(fresh / "texts.bin", "wb") as stream:
+        offset = stream.write(b"\0")  # an empty file cannot be memory-mapped
         for clip_id, text in rows:
             data = clip_id.encode("utf-8", "replace") + b"\0" + text.encode("utf-8", "replace")
             stream.write(data)
@@ -41,7 +42,8 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
             if len(bucket) >= _ROWS_PER_FLUSH:
                 _spill(fresh, number >> 58, bucket)
     for number, bucket in enumerate(buckets):
-        _spill(fresh, number, bucket)
+        if bucket:
+            _spill(fresh, number, bucket)
     _concatenate(fresh, count)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,6 +67,8 @@ def _concatenate(folder: Path, count: int) -> None:
     position = 0
     for number in range(_NUM_BUCKETS):
         path = folder / f"bucket_{number:02d}"
+        if not path.exists():
+            continue
         entries = np.fromfile(path, dtype=ENTRY)
         entries.sort(order=["hash", "offset"])
         end = position + len(entries)
@@ -86,7 +90,7 @@ class TextIndex:
     def __init__(self, folder: Path) -> None:
         self._hashes = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
         self._places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
-        self._texts = open(folder / "texts.bin", "rb")  # noqa: SIM115 -- as long as the index lives
+        self._texts = np.memmap(folder / "texts.bin", dtype=np.uint8, mode="r")
 
     def get(self, clip_id: str) -> str | None:
         """The text of `clip_id`, or None."""
@@ -95,11 +99,8 @@ class TextIndex:
         wanted = clip_id.encode("utf-8", "replace")
         while position < len(self._hashes) and self._hashes[position] == number:
             offset, length = (int(value) for value in self._places[position])
-            found, _, text = os.pread(self._texts.fileno(), length, offset).partition(b"\0")
+            found, _, text = self._texts[offset : offset + length].tobytes().partition(b"\0")
             if found == wanted:
                 return text.decode("utf-8", "replace")
             position += 1
         return None
-
-    def close(self) -> None:
-        self._texts.close()

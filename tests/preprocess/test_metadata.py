@@ -1,0 +1,153 @@
+"""Metadata in all its forms; every clip comes out once, as a clip or as a failure."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pipeline.data.format import Reason
+from pipeline.errors import InputError
+from preprocess.metadata import MetadataConfig, parse_time, read_metadata
+from preprocess.records import Clip, Failure, Video
+
+MAX_LINE = 1 << 16
+
+
+def read(*files: Path, **options: Any) -> tuple[dict[str, Clip], list[Failure]]:
+    config = MetadataConfig.model_validate({"files": tuple(str(file) for file in files), **options})
+    clips: dict[str, Clip] = {}
+    failures = []
+    for item in read_metadata(config, MAX_LINE):
+        if isinstance(item, Video):
+            clips |= {clip.clip_id: clip for clip in item.clips}
+        else:
+            failures.append(item)
+    return clips, failures
+
+
+def line(video_id: object, *clips: object) -> str:
+    return json.dumps({"video_id": video_id, "url": "x", "clip": list(clips)}) + "\n"
+
+
+def clip(clip_id: object, start: object = "00:00:01.000", end: object = "00:00:03.500") -> dict[str, object]:
+    return {"clip_id": clip_id, "span": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("00:00:17.759", 17.759),
+        ("01:02:03.5", 3723.5),
+        (12, 12.0),
+        ("12.5", 12.5),
+        ("2:03", 123.0),
+        ("00:00:01,250", 1.25),
+    ],
+)
+def test_times(text: object, seconds: float) -> None:
+    assert parse_time(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "1e400", None, True, [], "1:-2", "9" * 400])
+def test_no_times(text: object) -> None:
+    with pytest.raises(ValueError):
+        parse_time(text)
+
+
+def test_hdvila_lines(tmp_path: Path) -> None:
+    path = tmp_path / "hdvila_part0.jsonl"
+    path.write_text(line("-abc_", clip("-abc_.1.mp4", "00:00:17.759", "00:00:23.279"), clip("-abc_.7.mp4")))
+    clips, failures = read(path)
+    assert clips["-abc_.1.mp4"] == Clip("-abc_.1.mp4", 17.759, 23.279)
+    assert not failures and set(clips) == {"-abc_.1.mp4", "-abc_.7.mp4"}
+
+
+def test_compressed_parts_read_alike(tmp_path: Path) -> None:
+    text = "".join(line(f"v{number}", clip(f"v{number}.0.mp4")) for number in range(50)).encode()
+    (tmp_path / "a.jsonl").write_bytes(text)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(text[:1000]) + zstandard.compress(text[1000:]))
+    plain = read(tmp_path / "a.jsonl")
+    assert len(plain[0]) == 50
+    assert read(tmp_path / "b.jsonl.gz") == plain
+    assert read(tmp_path / "c.jsonl.zst") == plain
+
+
+BAD = {
+    "not json": ("{oops\n", Reason.METADATA_INVALID),
+    "a list": ("[1, 2]\n", Reason.METADATA_INVALID),
+    "deep": ("[" * 20_000 + "\n", Reason.METADATA_INVALID),
+    "gigantic line": ('{"video_id": "' + "x" * (2 * MAX_LINE) + '"}\n', Reason.METADATA_INVALID),
+    "no clips": (json.dumps({"video_id": "x"}) + "\n", Reason.METADATA_INVALID),
+    "clip is a word": (line("x", "word"), Reason.METADATA_INVALID),
+    "video id leads out": (line("../x", clip("x.1.mp4")), Reason.METADATA_INVALID),
+    "absolute video id": (line("/etc/x", clip("x.1.mp4")), Reason.METADATA_INVALID),
+    "video id is a number": (line(7, clip("x.1.mp4")), Reason.METADATA_INVALID),
+    "video id with a newline": (line("a\nb", clip("x.1.mp4")), Reason.METADATA_INVALID),
+    "clip id is missing": (line("x", {"span": ["0", "1"]}), Reason.CLIP_ID_INVALID),
+    "clip id is empty": (line("x", clip("")), Reason.CLIP_ID_INVALID),
+    "clip id is a surrogate": (
+        '{"video_id": "x", "clip": [{"clip_id": "\\ud800", "span": [0, 1]}]}\n',
+        Reason.CLIP_ID_INVALID,
+    ),
+    "clip id of 2,000": (line("x", clip("y" * 2000)), Reason.CLIP_ID_INVALID),
+    "span ends first": (line("x", clip("x.1.mp4", "00:00:03", "00:00:01")), Reason.SPAN_INVALID),
+    "span is empty": (line("x", clip("x.1.mp4", "00:00:03", "00:00:03")), Reason.SPAN_INVALID),
+    "span is words": (line("x", clip("x.1.mp4", "soon", "later")), Reason.SPAN_INVALID),
+    "span is infinite": (line("x", clip("x.1.mp4", 0, float("inf"))), Reason.SPAN_INVALID),
+    "span of three": (line("x", {"clip_id": "x.1.mp4", "span": [1, 2, 3]}), Reason.SPAN_INVALID),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_line_is_one_failure_and_harms_no_neighbour(kind: str, tmp_path: Path) -> None:
+    text, reason = BAD[kind]
+    path = tmp_path / "m.jsonl"
+    path.write_text(line("a", clip("a.1.mp4")) + text + line("b", clip("b.1.mp4")))
+    clips, failures = read(path)
+    assert set(clips) == {"a.1.mp4", "b.1.mp4"}
+    assert [failure.reason for failure in failures] == [reason]
+
+
+def test_tables(tmp_path: Path) -> None:
+    rows = [
+        {"vid": "a", "n": "a.x", "t0": 1.5, "t1": 4, "say": " hello ", "alt": None},
+        {"vid": "b", "n": "b.x", "t0": "0:01", "t1": "0:02", "say": "", "alt": "cap"},
+    ]
+    columns = {"video_id": "vid", "clip_id": "n", "start": "t0", "end": "t1", "subtitle": "say", "caption": "alt"}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "m.csv").write_text("vid,n,t0,t1,say,alt\na,a.x,1.5,4, hello ,\nb,b.x,0:01,0:02,,cap\n")
+    texts = [{key: None if value is None else str(value) for key, value in row.items()} for row in rows]
+    pq.write_table(pa.Table.from_pylist(texts), tmp_path / "m.parquet")
+    answers = [read(tmp_path / name, layout="table", columns=columns) for name in ("m.jsonl", "m.csv", "m.parquet")]
+    for clips, failures in answers:
+        assert not failures
+        assert (clips["a.x"].start_s, clips["a.x"].end_s, clips["a.x"].caption) == (1.5, 4.0, None)
+        assert clips["a.x"].subtitle is not None and clips["a.x"].subtitle.strip() == "hello"
+        assert (clips["b.x"].start_s, clips["b.x"].end_s, clips["b.x"].subtitle, clips["b.x"].caption) == (
+            1,
+            2,
+            None,
+            "cap",
+        )
+
+
+def test_whole_videos_and_a_missing_column(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("video_id,text\nmovie/one,hi\ntwo,\n")
+    clips, failures = read(path, layout="table", columns={"subtitle": "text"})
+    assert not failures
+    assert clips["movie/one.mp4"] == Clip("movie/one.mp4", 0.0, None, "hi", None)
+    _, failures = read(path, layout="table", columns={"start": "begin", "end": "end"})
+    assert {failure.reason for failure in failures} == {Reason.METADATA_INVALID} and len(failures) == 2
+
+
+def test_missing_files_are_wrong_input(tmp_path: Path) -> None:
+    for name in ("none.jsonl", "none*.jsonl"):
+        with pytest.raises(InputError, match="none"):
+            read(tmp_path / name)

@@ -1,0 +1,251 @@
+"""The whole job: samples that training can read, an account that adds up, the same bytes after any interruption."""
+
+import gc
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+import yaml
+
+from pipeline.config import load_config
+from pipeline.data.format import FAILURE_COLUMNS, MANIFEST_COLUMNS, METADATA_KEY, SIDECAR_COLUMNS
+from pipeline.errors import InputError
+from preprocess import workers
+from preprocess.config import PreprocessConfig
+from preprocess.merge import check_account, merge
+from preprocess.run import main, run
+
+Values = dict[str, Any]
+
+
+def write_config(values: Values, folder: Path) -> Path:
+    path = folder / "set.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def config_of(values: Values, **changes: Any) -> PreprocessConfig:
+    return PreprocessConfig.model_validate({**values, **changes})
+
+
+def digest(output: Path) -> dict[str, str]:
+    """Hashes of everything that training and the account read."""
+    names = ["shards/*.tar", "shards/*.parquet", "failures/*.parquet", "manifest.parquet", "stats.json"]
+    files = [path for name in names for path in sorted(output.glob(name))]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def read_back(output: Path) -> dict[str, dict[str, Any]]:
+    """Every sample, by way of webdataset."""
+    urls = [str(path) for path in sorted(output.glob("shards/*.tar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves closing its files to the collector
+        samples = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False))
+        gc.collect()
+    answer = {json.loads(sample["json"])["clip_id"]: sample for sample in samples}
+    assert len(answer) == len(samples)
+    return answer
+
+
+def failures(output: Path) -> dict[str, str]:
+    rows = [row for path in output.glob("failures/*.parquet") for row in pq.read_table(path).to_pylist()]
+    answer = {row["clip_id"]: row["reason"] for row in rows}
+    assert len(answer) == len(rows)
+    return answer
+
+
+def test_samples_come_out_whole(
+    small_set: Values, read_numbers: Callable[[bytes], list[int]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([str(write_config(small_set, tmp_path))]) == 0
+    output = Path(small_set["output"])
+    samples = read_back(output)
+    assert len(samples) == 12
+    for clip_id, sample in samples.items():
+        facts = json.loads(sample["json"])
+        assert sample["__key__"] == clip_id.removesuffix(".mp4").replace(".", "+")
+        assert facts["sha256"] == hashlib.sha256(sample["mp4"]).hexdigest()
+        numbers = read_numbers(sample["mp4"])
+        assert len(numbers) == facts["num_frames"] and (facts["width_px"], facts["height_px"]) == (32, 32)
+        assert all(abs(number / 25 - facts["start_s"] - k / 5) <= 0.1 for k, number in enumerate(numbers))
+        expected = None if clip_id == "-vid_3.2.mp4" else f"so this is {clip_id} at {facts['start_s']}"
+        assert facts["subtitle"] == expected and facts["caption"] is None
+        assert sample["txt"].decode() == (expected or "")
+    out = capsys.readouterr().out
+    assert "clips in the metadata            12" in out and "100.00%" in out
+
+
+def test_sidecars_point_at_the_members(small_set: Values) -> None:
+    stats = run(config_of(small_set))
+    output = Path(small_set["output"])
+    samples = read_back(output)
+    manifest = pq.read_table(output / "manifest.parquet")
+    assert manifest.column_names == list(MANIFEST_COLUMNS)
+    assert sum(manifest["num_samples"].to_pylist()) == stats["num_delivered"] == 12
+    for shard in manifest["shard"].to_pylist():
+        sidecar = pq.read_table(output / f"{shard}.parquet")
+        assert sidecar.column_names == list(SIDECAR_COLUMNS)
+        data = (output / f"{shard}.tar").read_bytes()
+        facts = json.loads(sidecar.schema.metadata[METADATA_KEY])
+        assert facts["shard_sha256"] == hashlib.sha256(data).hexdigest() and facts["shard"] == shard
+        for row in sidecar.to_pylist():
+            for member, column in (("mp4", "media"), ("json", "json"), ("txt", "txt")):
+                start = row[f"{column}_offset"]
+                assert row["offset"] < start <= row["offset"] + row["size"] - row[f"{column}_size"]
+                assert data[start : start + row[f"{column}_size"]] == samples[row["clip_id"]][member]
+        assert pq.read_table(output / "failures" / f"{Path(shard).name}.parquet").column_names == list(FAILURE_COLUMNS)
+
+
+def test_every_reason_is_counted(
+    small_set: Values, hdvila: Callable[..., Path], painted: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    (folder / "broken.mp4").write_bytes((folder / "-vid_0.mp4").read_bytes()[:700])
+    (folder / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\n-vid_0.mp4\n")
+    hdvila(
+        tmp_path / "hdvila_part1.jsonl",
+        {
+            "gone": [("gone.1.mp4", 0, 1)],
+            "broken": [("broken.1.mp4", 0, 1), ("broken.2.mp4", 1, 2)],
+            "list": [("list.1.mp4", 0, 1)],
+            "-vid_1": [("late.1.mp4", 50, 51), ("none.1.mp4", 2, 1), ("-vid_0.0.mp4", 0, 1)],
+            "banned": [("banned.1.mp4", 0, 1)],
+        },
+    )
+    with open(tmp_path / "hdvila_part1.jsonl", "a") as stream:
+        stream.write("{this is no line\n")
+    (tmp_path / "banned.txt").write_text("banned\n")
+    metadata = {**small_set["metadata"], "exclude": [str(tmp_path / "banned.txt")]}
+    stats = run(config_of(small_set, metadata=metadata))
+    found = failures(Path(small_set["output"]))
+    assert found == {
+        "gone.1.mp4": "video_missing",
+        "broken.1.mp4": "video_unreadable",
+        "broken.2.mp4": "video_unreadable",
+        "list.1.mp4": "forbidden_format",
+        "late.1.mp4": "span_beyond_end",
+        "none.1.mp4": "span_invalid",
+        "-vid_0.0.mp4": "duplicate_clip",
+        "banned.1.mp4": "excluded",
+        "": "metadata_invalid",
+    }
+    assert stats["num_delivered"] == 12 and stats["num_clips"] == 12 + len(found)
+    check_account(stats)
+
+
+def test_required_texts(small_set: Values) -> None:
+    texts = {**small_set["texts"], "require": "subtitle"}
+    stats = run(config_of(small_set, texts=texts))
+    assert failures(Path(small_set["output"])) == {"-vid_3.2.mp4": "no_text"}
+    assert stats["num_delivered"] == 11
+
+
+def test_a_second_run_writes_nothing_and_a_missing_shard_comes_back_equal(small_set: Values) -> None:
+    run(config_of(small_set))
+    output = Path(small_set["output"])
+    before = digest(output)
+    times = {path: path.stat().st_mtime_ns for path in output.glob("shards/*")}
+    run(config_of(small_set, workers=2))
+    assert {path: path.stat().st_mtime_ns for path in output.glob("shards/*")} == times
+    for name in ("shards/000001.parquet", "shards/000000.tar", "shards/000000.parquet"):
+        (output / name).unlink()
+    run(config_of(small_set, workers=2))
+    assert digest(output) == before
+
+
+def test_tasks_write_their_own_shards_and_merge_adds_up(small_set: Values) -> None:
+    whole = config_of(small_set)
+    run(whole)
+    output = Path(small_set["output"]).with_name("tasks")
+    for index in (2, 0, 1):
+        run(config_of(small_set, output=str(output), tasks={"index": index, "count": 3}))
+    assert merge(output)["num_pending"] == 0
+    assert digest(output) == digest(whole.output)
+
+
+def test_a_folder_of_another_config_is_refused(small_set: Values) -> None:
+    run(config_of(small_set))
+    run(config_of(small_set, workers=2))
+    with pytest.raises(InputError, match=r"clips\.size_px \(32 there, 48 now\)"):
+        run(config_of(small_set, clips={**small_set["clips"], "size_px": 48}))
+    with pytest.raises(InputError, match="seed"):
+        run(config_of(small_set, seed=1))
+
+
+def test_wrong_input_ends_in_one_line(small_set: Values, tmp_path: Path) -> None:
+    path = write_config({**small_set, "metadata": {"files": [str(tmp_path / "no*.jsonl")]}}, tmp_path)
+    command = [sys.executable, "-m", "preprocess.run", str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: metadata.files")
+
+
+def test_a_crash_costs_one_video(small_set: Values, tmp_path: Path) -> None:
+    """A worker is killed each time it reads one video: its clips fail, all others are delivered."""
+    path = write_config({**small_set, "output": str(tmp_path / "crash")}, tmp_path)
+    script = (
+        "import os, sys, preprocess.shard as shard\n"
+        "real = shard.probe_video\n"
+        "def deadly(path, limits):\n"
+        "    if path.name == '-vid_2.mp4': os.kill(os.getpid(), 11)\n"
+        "    return real(path, limits)\n"
+        "import preprocess.workers as workers, multiprocessing\n"
+        "if multiprocessing.current_process().name != 'MainProcess': shard.probe_video = deadly\n"
+        "else:\n"
+        "    from preprocess.run import main\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "deadly.py").write_text(script)
+    subprocess.run([sys.executable, str(tmp_path / "deadly.py"), str(path)], check=True, capture_output=True)
+    found = failures(tmp_path / "crash")
+    assert found == {f"-vid_2.{k}.mp4": "video_unreadable" for k in range(3)}
+    assert len(read_back(tmp_path / "crash")) == 9
+
+
+@pytest.mark.heavy
+def test_kill_nine_at_random_moments_changes_no_byte(small_set: Values, tmp_path: Path) -> None:
+    reference = config_of(small_set)
+    run(reference)
+    path = write_config({**small_set, "output": str(tmp_path / "killed"), "workers": 2}, tmp_path)
+    output = tmp_path / "killed"
+    wanted = digest(reference.output)
+    random_delay = random.Random(7)
+    for _ in range(8):
+        command = [sys.executable, "-m", "preprocess.run", str(path)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(random_delay.uniform(0.5, 2.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for sidecar in output.glob("shards/*.parquet"):
+            name = str(sidecar.relative_to(output))
+            for visible in (name, name.replace(".parquet", ".tar"), f"failures/{sidecar.name}"):
+                assert digest(output)[visible] == wanted[visible]
+    assert main([str(path)]) == 0
+    assert digest(output) == wanted
+    assert not list(output.rglob("*.tmp*"))
+
+
+def test_worker_count_does_not_change_the_shards(small_set: Values) -> None:
+    assert workers.MAX_POISONED_PER_SHARD > 0
+    run(config_of(small_set, workers=1))
+    other = Path(small_set["output"]).with_name("two")
+    run(config_of(small_set, output=str(other), workers=2))
+    assert digest(other) == digest(Path(small_set["output"]))
+
+
+def test_example_config_loads() -> None:
+    load_config(PreprocessConfig, ["configs/preprocess/hdvila.yaml"])
