@@ -6,18 +6,19 @@ for clip_ids, video_BTCHW, ok_B in reader.batches(0, len(reader), batch_size=32,
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from pipeline.data.cache import open_folder
 from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
 from pipeline.data.index import Place, name_hash, read_manifest
-from pipeline.data.loader import Failed, empty_frames, run_workers
+from pipeline.data.loader import Failed
+from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
 from pipeline.data.sample import read_sample
 from pipeline.data.storage import DamagedSample, Folder
 from pipeline.data.transform import WHOLE, FrameFit
@@ -64,28 +65,33 @@ class ClipReader:
         failing.
         """
         pieces = [range(at, min(at + batch_size, stop)) for at in range(start, stop, batch_size)]
-        dataset = _ClipBatches(self._folder, self._places, self._num_frames, self._fit)
-        for piece, (tensors, failure) in zip(
-            pieces,
-            run_workers(dataset, pieces, num_workers=num_workers, prefetch=_PREFETCH_BATCHES),
-            strict=True,
-        ):
-            if failure is not None:
-                raise RunError(failure.message)
-            yield self.clip_ids[piece.start : piece.stop], tensors["video_BTCHW"], tensors["ok_B"]
+        load = _ClipBatches(self._folder, self._places, self._num_frames, self._fit)
+        loaded = run_workers(load, pieces, num_workers=num_workers, prefetch=_PREFETCH_BATCHES)
+        try:
+            for piece, item in zip(pieces, loaded, strict=True):
+                if isinstance(item, Failed):
+                    raise RunError(item.message)
+                video_BTHWC, ok_B = (torch.from_numpy(part) for part in item)
+                yield self.clip_ids[piece.start : piece.stop], video_BTHWC.permute(0, 1, 4, 2, 3), ok_B
+        except WorkerDied:
+            raise RunError(
+                "a data worker was killed, most often for memory: lower num_workers or the batch size"
+            ) from None
+        finally:
+            loaded.close()
 
 
-class _ClipBatches(Dataset[Any]):
+class _ClipBatches:
     def __init__(self, folder: Folder, places: Sequence[Place], num_frames: int, fit: FrameFit) -> None:
         self._folder = folder
         self._places = places
         self._num_frames = num_frames
         self._fit = fit
 
-    def __getitem__(self, numbers: Sequence[int]) -> tuple[dict[str, Tensor], Failed | None]:
+    def __call__(self, numbers: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | Failed:
         size = self._fit.size_px
-        video_BTHWC = empty_frames(len(numbers), self._num_frames, size, size, 3)
-        ok_B = torch.zeros(len(numbers), dtype=torch.bool)
+        video_BTHWC = empty_bytes(len(numbers), self._num_frames, size, size, 3)
+        ok_B = np.zeros(len(numbers), dtype=bool)
         for row, number in enumerate(numbers):
             try:
                 self._decode(self._places[number], video_BTHWC[row])
@@ -93,14 +99,14 @@ class _ClipBatches(Dataset[Any]):
             except (DamagedSample, DamagedMedia):
                 video_BTHWC[row] = 0
             except PipelineError as error:
-                return {}, Failed(str(error))
-        return {"video_BTCHW": video_BTHWC.permute(0, 1, 4, 2, 3), "ok_B": ok_B}, None
+                return Failed(str(error))
+        return video_BTHWC, ok_B
 
-    def _decode(self, place: Place, video_THWC: Tensor) -> None:
+    def _decode(self, place: Place, video_THWC: NDArray[np.uint8]) -> None:
         sample = read_sample(self._folder, place, subtitle_from="", caption_from="")
         clip = open_clip_bytes(sample.media, sample.ext)
         indices = uniform_indices(clip.num_frames, self._num_frames)
-        for frame, out in zip(clip.read(indices), video_THWC.numpy(), strict=True):
+        for frame, out in zip(clip.read(indices), video_THWC, strict=True):
             self._fit.place(frame, WHOLE, out)
 
 

@@ -1,35 +1,27 @@
 """What happens in a data worker: a rank's part of a composition -> tensors of one batch.
 
-    loader = RankLoader(recipe)
-    delivered = loader[composition]         # Delivered: tensors, keys, bad samples; or Failed
+    load = RankLoader(recipe)
+    loaded = load(composition)         # Loaded: arrays, keys, bad samples; or Failed
 
-Workers come from a fork server: no CUDA, no signal handlers, no locks and no random state of the trainer, and no second
-import of its entry module. They ignore the signals that a scheduler sends to every process of a job (the trainer
-decides when to stop), and end when the trainer ends. Batches travel in shared memory that has no name any more by the
-time it is filled, so a SIGKILL leaves nothing behind.
+Pixels are written once, by the decoder, into memory that travels to the trainer as it is; they stay [T, H, W, 3] in
+memory, and the batch shows them as [T, 3, H, W].
 """
 
-import contextlib
-import multiprocessing
-import signal
-import sys
-import types
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.data.batch import BadSample
 from pipeline.data.cache import CacheConfig, open_folder
 from pipeline.data.frames import DamagedMedia, jittered_indices, middle_index, open_clip_bytes, uniform_indices
 from pipeline.data.index import Manifest, Place
 from pipeline.data.order import keyed_generator, mix
+from pipeline.data.pool import empty_bytes
 from pipeline.data.sample import Sample
 from pipeline.data.schedule import Composition
 from pipeline.data.sources import Source, SourceConfig
@@ -64,9 +56,10 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """One rank's batch without its tensors (which travel beside it, so that they can be pinned)."""
+class Loaded:
+    """One rank's batch as arrays, pixels channels last."""
 
+    arrays: dict[str, NDArray[Any]]
     index: int
     epoch: int
     keys: tuple[str, ...]
@@ -81,8 +74,8 @@ class Failed:
     message: str
 
 
-class RankLoader(Dataset[Any]):
-    """Map a rank's Composition to ({name: tensor}, Delivered), or to ({}, Failed)."""
+class RankLoader:
+    """Map a rank's Composition to Loaded, or to Failed."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -91,20 +84,20 @@ class RankLoader(Dataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "_sources": []}
 
-    def __getitem__(self, composition: Composition) -> tuple[dict[str, Tensor], Delivered | Failed]:
+    def __call__(self, composition: Composition) -> Loaded | Failed:
         try:
             if not self._sources:
                 self._sources = open_sources(self.recipe)
             return self._load(composition)
         except PipelineError as error:
-            return {}, Failed(str(error))
+            return Failed(str(error))
 
-    def _load(self, composition: Composition) -> tuple[dict[str, Tensor], Delivered]:
+    def _load(self, composition: Composition) -> Loaded:
         recipe = self.recipe
         size = recipe.fit.size_px
-        video_BTHWC = empty_frames(recipe.num_rows, recipe.num_frames, size, size, 3)
-        middle_BHWC = empty_frames(recipe.num_rows, size, size, 3)
-        valid_B = torch.zeros(recipe.num_rows, dtype=torch.bool)
+        video_BTHWC = empty_bytes(recipe.num_rows, recipe.num_frames, size, size, 3)
+        middle_BHWC = empty_bytes(recipe.num_rows, size, size, 3)
+        valid_B = np.zeros(recipe.num_rows, dtype=bool)
         keys = [""] * recipe.num_rows
         texts = [("", "")] * recipe.num_rows
         bad: list[BadSample] = []
@@ -112,7 +105,7 @@ class RankLoader(Dataset[Any]):
             try:
                 sample = self._sources[number].read(place, verify_media=recipe.verify_media)
                 rng = keyed_generator(recipe.seed, own_epoch, place.key_hash)
-                self._decode(sample, rng, video_BTHWC[row].numpy(), middle_BHWC[row].numpy())
+                self._decode(sample, rng, video_BTHWC[row], middle_BHWC[row])
             except (DamagedSample, DamagedMedia) as error:
                 source = self._sources[number]
                 reason = error.reason if isinstance(error, DamagedSample) else "media_undecodable"
@@ -125,9 +118,9 @@ class RankLoader(Dataset[Any]):
         middle_BHWC[~valid_B] = 0
         subtitle_BL, has_subtitle_B = self._tokens([subtitle for subtitle, _ in texts])
         caption_BL, has_caption_B = self._tokens([caption for _, caption in texts])
-        tensors = {
-            "video_BTCHW": video_BTHWC.permute(0, 1, 4, 2, 3),
-            "middle_BCHW": middle_BHWC.permute(0, 3, 1, 2),
+        arrays: dict[str, NDArray[Any]] = {
+            "video_BTHWC": video_BTHWC,
+            "middle_BHWC": middle_BHWC,
             "subtitle_BL": subtitle_BL,
             "caption_BL": caption_BL,
             "valid_B": valid_B,
@@ -136,7 +129,7 @@ class RankLoader(Dataset[Any]):
         }
         num_padding = recipe.num_rows - len(composition.sources_G)
         sources = (*(int(number) for number in composition.sources_G), *[-1] * num_padding)
-        return tensors, Delivered(composition.index, composition.epoch, tuple(keys), sources, tuple(bad))
+        return Loaded(arrays, composition.index, composition.epoch, tuple(keys), sources, tuple(bad))
 
     def _places(self, composition: Composition) -> list[tuple[int, int, Place]]:
         """(source, own epoch, place) of each slot, in slot order."""
@@ -170,14 +163,14 @@ class RankLoader(Dataset[Any]):
 
         clip.visit([*indices, middle], place)
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids_BL = torch.zeros(len(texts), self.recipe.num_text_tokens, dtype=torch.int64)
-        has_B = torch.tensor([bool(text) for text in texts])
+    def _tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        ids_BL = np.zeros((len(texts), self.recipe.num_text_tokens), dtype=np.int64)
+        has_B = np.array([bool(text) for text in texts])
         if has_B.any():
             ids = self.recipe.tokenize([text for text in texts if text])
             if ids.shape[1:] != ids_BL.shape[1:]:
                 raise ValueError(f"the tokenizer gives {ids.shape[1]} ids a text, expected {ids_BL.shape[1]}")
-            ids_BL[has_B] = ids.long()
+            ids_BL[has_B] = ids.numpy()
         return ids_BL, has_B
 
 
@@ -196,64 +189,3 @@ def open_sources(recipe: Recipe) -> list[Source]:
         )
         for number, (config, pinned, excluded_rows) in enumerate(named)
     ]
-
-
-def empty_frames(*shape: int) -> Tensor:
-    """An uninitialised uint8 tensor; in a worker it lies in shared memory at once, which saves a copy of the batch."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def run_workers(
-    dataset: Dataset[Any], requests: Iterable[Any], *, num_workers: int, prefetch: int, with_entry: bool = False
-) -> Generator[Any, None, None]:
-    """Yield `dataset[request]` for each request, in order, computed `num_workers` at a time (0: in this process).
-
-    `with_entry`: the dataset holds something of the entry module, so workers must import that too.
-    """
-    loader = DataLoader(
-        dataset,
-        sampler=requests,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=prefetch if num_workers else None,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_enter_worker,
-        multiprocessing_context=_fork_server() if num_workers else None,
-        generator=torch.Generator(),  # the default one would draw from the trainer's random state
-    )
-    with contextlib.nullcontext() if with_entry else _entry_hidden():
-        iterator = iter(loader)
-    try:
-        yield from iterator
-    finally:
-        del iterator
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _enter_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _fork_server() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.data.loader", "pyarrow.parquet"])
-    return context
-
-
-@contextlib.contextmanager
-def _entry_hidden() -> Iterator[None]:
-    """Start processes without importing our entry module again: it would cost each worker DeepSpeed and its memory."""
-    entry = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = entry

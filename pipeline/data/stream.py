@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from pipeline.config import Section
@@ -24,7 +25,8 @@ from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
 from pipeline.data.cache import CacheConfig
 from pipeline.data.index import Manifest
-from pipeline.data.loader import Delivered, Failed, RankLoader, Recipe, Tokenize, run_workers
+from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
+from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, read_exclude_lists
 from pipeline.data.transform import FrameFit
@@ -177,24 +179,25 @@ class Stream:
         if self.config.follow_manifest and self._schedule.at_border(self._cursor, self.global_batch_size):
             self._follow_manifests()
         issued: deque[tuple[Composition, Cursor]] = deque()
-        delivered = run_workers(
+        loaded = run_workers(
             RankLoader(self._recipe()),
-            _Requests(self._compositions(issued)),
+            self._compositions(issued),
             num_workers=self.config.num_workers,
             prefetch=self.config.prefetch_batches,
-            with_entry=self._tokenize.__module__ == "__main__",
         )
+        if torch.cuda.is_available():
+            loaded = pinned(loaded, _pin)
         try:
-            for tensors, facts in self._named_failures(delivered):
+            for item in self._deaths_named(loaded):
                 composition, after = issued.popleft()
-                batch = self._account(tensors, facts)
+                batch = self._account(item)
                 self._cursor = after
                 counts = np.bincount(composition.sources_G, minlength=len(self.config.sources))
                 names = [source.shards for source in self.config.sources]
                 self.composition = dict(zip(names, counts.tolist(), strict=True))
                 yield batch
         finally:
-            delivered.close()
+            loaded.close()
 
     def _compositions(self, issued: deque[tuple[Composition, Cursor]]) -> Iterator[Composition]:
         """This rank's part of the coming batches; runs ahead of consumption by what is prefetched."""
@@ -206,30 +209,21 @@ class Stream:
             yield composition.part(self._rank, self._world_size)
             first = False
 
-    def _named_failures(self, delivered: Iterator[Any]) -> Iterator[Any]:
-        """Turn the death of a worker into a failure that all ranks hear of."""
-        while True:
-            try:
-                item = next(delivered, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
-                    raise
-                item = (
-                    {},
-                    Failed(
-                        f"a data worker of rank {self._rank} was killed, most often for memory: lower data.num_workers "
-                        "or data.prefetch_batches, or ask for more memory; then resume"
-                    ),
-                )
-            if item is None:
-                return
-            yield item
+    def _deaths_named(self, loaded: Iterator[Loaded | Failed]) -> Iterator[Loaded | Failed]:
+        """Turn the death of a worker into a failure, of which all ranks hear."""
+        try:
+            yield from loaded
+        except WorkerDied:
+            yield Failed(
+                f"a data worker of rank {self._rank} was killed, most often for memory: lower data.num_workers or "
+                "data.prefetch_batches, or ask for more memory; then resume"
+            )
 
-    def _account(self, tensors: dict[str, Any], facts: Delivered | Failed) -> Batch:
-        if isinstance(facts, Failed):
-            self._agreement.share([], facts.message)
-            raise AssertionError("a failure is raised by share")
-        for sample in self._agreement.share(facts.bad, None):
+    def _account(self, item: Loaded | Failed) -> Batch:
+        """Tell all ranks what went wrong here and hear what went wrong there; the batch, if the run may go on."""
+        failure = item.message if isinstance(item, Failed) else None
+        bad = () if isinstance(item, Failed) else item.bad
+        for sample in self._agreement.share(bad, failure):
             self._bad[(sample.key, sample.shard)] = sample
         num_read = (self._cursor.batches + 1) * self.global_batch_size
         if len(self._bad) > self.config.max_bad_grace + self.config.max_bad_fraction * num_read:
@@ -238,14 +232,8 @@ class Stream:
                 f"{len(self._bad)} bad samples in {num_read} ({self.bad_by_reason}), the last one {last.key} of "
                 f"{last.shard}; repair the shards or exclude them, or raise data.max_bad_fraction"
             )
-        return Batch(
-            **tensors,
-            keys=facts.keys,
-            epoch=facts.epoch,
-            index=facts.index,
-            bad=facts.bad,
-            sources=facts.sources,
-        )
+        assert isinstance(item, Loaded), "share raises a failure"
+        return _batch(item)
 
     def _pin_newest(self) -> list[str]:
         """The hashes of the sources' manifests as they are now, each with its index built."""
@@ -312,11 +300,23 @@ class Stream:
         }
 
 
-class _Requests:
-    """A sampler in the DataLoader's sense: anything that can be iterated."""
+def _pin(item: Loaded | Failed) -> Loaded | Failed:
+    """The pixels in page-locked memory, from which the copy to a GPU runs beside the step."""
+    if isinstance(item, Failed):
+        return item
+    pixels = {name: torch.from_numpy(item.arrays[name]).pin_memory().numpy() for name in ("video_BTHWC", "middle_BHWC")}
+    return replace(item, arrays={**item.arrays, **pixels})
 
-    def __init__(self, compositions: Iterator[Composition]) -> None:
-        self._compositions = compositions
 
-    def __iter__(self) -> Iterator[Composition]:
-        return self._compositions
+def _batch(item: Loaded) -> Batch:
+    tensors = {name: torch.from_numpy(values) for name, values in item.arrays.items()}
+    return Batch(
+        video_BTCHW=tensors.pop("video_BTHWC").permute(0, 1, 4, 2, 3),
+        middle_BCHW=tensors.pop("middle_BHWC").permute(0, 3, 1, 2),
+        **tensors,
+        keys=item.keys,
+        epoch=item.epoch,
+        index=item.index,
+        bad=item.bad,
+        sources=item.sources,
+    )
