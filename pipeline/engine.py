@@ -99,6 +99,8 @@ def start_distributed(config: EngineConfig) -> torch.device:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     import deepspeed
 
+    # This compiled op serves inference alone; it would be built here, and leave shared memory behind after a SIGKILL.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return device
 

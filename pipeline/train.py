@@ -30,7 +30,6 @@ with quiet():
     from pipeline.meters import StepClock
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.model.weights import load_model, save_model
-    from pipeline.ops import load_cpu_ops
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
     from pipeline.ownership import Ownership
     from pipeline.run_folder import prepare
@@ -46,7 +45,6 @@ def main(argv: list[str]) -> int:
     config = parse_command_line(TrainConfig, argv, program="python -m pipeline.train", about=__doc__ or "")
     with StopRequest() as stop:
         with quiet():
-            load_cpu_ops()
             device = start_distributed(config.engine)
         ownership = on_main(lambda: claim_folder(config))
         try:

@@ -1,0 +1,117 @@
+"""Ranks for tests: processes forked from one warm server, since importing torch, DeepSpeed and open_clip takes longer
+than most cases.
+
+    with RankPool(2, folder) as pool:
+        results = pool.run(case, argument)        # case(argument) on every rank, results in rank order
+    process = start_training(["config.yaml"])     # one rank of its own, to be killed
+
+A case is a function of an importable module. What it raises, rank by rank, is raised here.
+"""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+CASE_LIMIT_S = 240.0
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.pipeline.warm"])
+    return context
+
+
+class RankPool:
+    """A process group of `world_size` ranks that runs one case after the other."""
+
+    def __init__(self, world_size: int, folder: Path) -> None:
+        context = _context()
+        self.pipes: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+        store = folder / f"store_{world_size}_{os.urandom(4).hex()}"
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world_size, str(store), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, case: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`case(*arguments)` on every rank."""
+        for pipe in self.pipes:
+            pipe.send((case, arguments))
+        results, errors = [], []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(CASE_LIMIT_S):
+                self.close()
+                raise TimeoutError(f"rank {rank} did not answer within {CASE_LIMIT_S} s in {case.__name__}{arguments}")
+            error, result = pipe.recv()
+            results.append(result)
+            if error:
+                errors.append(f"rank {rank}:\n{error}")
+        if errors:
+            raise AssertionError("\n".join(errors))
+        return results
+
+    def close(self) -> None:
+        """End the ranks."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from pipeline.engine import EngineConfig, start_distributed
+    from pipeline.log import quiet
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    with quiet():
+        start_distributed(EngineConfig(device="cpu", precision="fp32"))
+    while True:
+        case, arguments = pipe.recv()
+        try:
+            pipe.send((None, case(*arguments)))
+        except BaseException:
+            pipe.send((traceback.format_exc(), None))
+
+
+def start_training(argv: list[str], output: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """`python -m pipeline.train argv...` as a process of its own, alone; what it says goes to `output`."""
+    process: BaseProcess = _context().Process(target=_train, args=(argv, str(output), environment or {}))
+    process.start()
+    return process
+
+
+def _train(argv: list[str], output: str, environment: dict[str, str]) -> None:
+    import torch
+
+    from pipeline.errors import run_command
+    from pipeline.train import main
+
+    os.environ |= environment
+    torch.set_num_threads(1)
+    with open(output, "a", buffering=1) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        sys.stdout = sys.stderr = stream
+        sys.argv = ["train", *argv]
+        run_command(main)
