@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.data.format import Reason
 from preprocess.clips import ClipsConfig
 from preprocess.limits import LimitsConfig
 from preprocess.metadata import MetadataConfig
@@ -28,6 +29,20 @@ class TasksConfig(Section):
     """Number of this task, from 0."""
     count: int = Field(default=1, ge=1)
     """How many tasks share the shards. Shard k belongs to task k modulo count."""
+
+
+class RetryConfig(Section):
+    """What `python -m preprocess.retry` tries again."""
+
+    reasons: tuple[Reason, ...] = (
+        Reason.VIDEO_MISSING,
+        Reason.VIDEO_UNREADABLE,
+        Reason.TIME_LIMIT,
+        Reason.MEMORY_LIMIT,
+        Reason.CAPTION_FAILED,
+        Reason.NO_TEXT,
+    )
+    """Reasons of the failures to take up."""
 
 
 class PreprocessConfig(Section):
@@ -46,6 +61,7 @@ class PreprocessConfig(Section):
     shards: ShardsConfig = ShardsConfig()
     limits: LimitsConfig = LimitsConfig()
     tasks: TasksConfig = TasksConfig()
+    retry: RetryConfig = RetryConfig()
 
 
 def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:

@@ -4,7 +4,6 @@ with FailureTable(path, shard="shards/000012") as table:
     table.add(failure)
 """
 
-from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,9 +50,3 @@ class FailureTable:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=FAILURE_SCHEMA))
             self._rows.clear()
-
-
-def count_reasons(path: Path) -> Counter[str]:
-    """Failures by reason in one file."""
-    reasons = pq.read_table(path, columns=["reason"])["reason"].to_pylist()
-    return Counter(reasons)

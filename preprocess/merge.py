@@ -7,8 +7,6 @@ python -m preprocess.merge data/shards/hdvila
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,10 @@ from pipeline.data.format import (
     manifest_hash,
 )
 from pipeline.errors import InputError, RunError, run_command
-from preprocess.failures import count_reasons
 from preprocess.pack import read_facts
-from preprocess.plan import Plan, shard_name
+from preprocess.plan import Plan
 from preprocess.publish import publish, temporary_path, write_atomically
+from preprocess.rounds import count_reasons
 
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
 
@@ -40,12 +38,12 @@ def published_shards(output: Path) -> list[str]:
 
 def merge(output: Path) -> dict[str, Any]:
     """Write the manifest and the statistics of all published shards; returns the statistics."""
-    plan = Plan.open(output)
+    plan = Plan.open(output / "plan")
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
     pinned = manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows)
-    reasons = _reasons(output, [row["shard"] for row in rows])
     published = {row["shard"] for row in rows}
-    pending = sum(plan.num_clips(number) for number in range(plan.num_shards) if shard_name(number) not in published)
+    reasons = count_reasons(output, published)
+    pending = sum(count for name, count in plan.clip_counts().items() if name not in published)
     stats = {
         "num_clips": plan.facts["num_clips"] + plan.facts["num_rejected"],
         "num_delivered": sum(row["num_samples"] for row in rows),
@@ -88,8 +86,7 @@ def account(stats: dict[str, Any]) -> str:
     ]
     lines += [_account_line(reason, count, total, "not delivered") for reason, count in stats["reasons"].items()]
     if stats["num_pending"]:
-        missing = stats["num_shards_planned"] - stats["num_shards"]
-        lines.append(_account_line("pending", stats["num_pending"], total, f"in {missing:,} shards not written yet"))
+        lines.append(_account_line("pending", stats["num_pending"], total, "in shards that are not written yet"))
     delivered = max(1, stats["num_delivered"])
     lines.append(
         f"of the delivered: {stats['num_subtitles'] / delivered:.2%} with a subtitle, "
@@ -117,13 +114,6 @@ def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
         "num_subtitles": pc.sum(pc.greater(table["subtitle_chars"], 0)).as_py() or 0,
         "num_captions": pc.sum(pc.greater(table["caption_chars"], 0)).as_py() or 0,
     }
-
-
-def _reasons(output: Path, shards: Iterable[str]) -> Counter[str]:
-    reasons = count_reasons(output / "failures" / "plan.parquet")
-    for shard in shards:
-        reasons += count_reasons(output / "failures" / f"{Path(shard).name}.parquet")
-    return reasons
 
 
 def _write_manifest(output: Path, rows: list[dict[str, Any]], pinned: str) -> None:

@@ -56,7 +56,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan on disk: `plan/videos.jsonl` in shard order, `plan/shards.npy` with [offset, clips] per shard."""
+    """A plan on disk: `videos.jsonl` in shard order, `shards.npy` with [offset, clips] per shard."""
 
     folder: Path
     facts: dict[str, Any]
@@ -64,13 +64,13 @@ class Plan:
     """int64 [num_shards + 1, 2]: byte offset of the shard in videos.jsonl, number of clips before it."""
 
     @classmethod
-    def open(cls, output: Path) -> Self:
-        folder = output / "plan"
+    def open(cls, folder: Path) -> Self:
+        """The plan in `folder`: `OUTPUT/plan`, or `OUTPUT/plan/retry_001` of a retry."""
         try:
             facts = json.loads((folder / "plan.json").read_text())
             return cls(folder, facts, np.load(folder / "shards.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no plan ({error}); run python -m preprocess.run on it first") from None
+            raise InputError(f"{folder} holds no plan ({error}); run python -m preprocess.run first") from None
 
     @property
     def num_shards(self) -> int:
@@ -79,17 +79,21 @@ class Plan:
     def num_clips(self, number: int) -> int:
         return int(self.shards[number + 1, 1] - self.shards[number, 1])
 
+    def name(self, number: int) -> str:
+        """Path of a shard below the set, without suffix."""
+        return f"shards/{self.facts['prefix']}{number:06d}"
+
+    def clip_counts(self) -> dict[str, int]:
+        """Planned clips by shard name."""
+        return {self.name(number): self.num_clips(number) for number in range(self.num_shards)}
+
     def shard(self, number: int) -> ShardPlan:
         """The videos of shard `number`."""
         start, end = int(self.shards[number, 0]), int(self.shards[number + 1, 0])
         with open(self.folder / "videos.jsonl", "rb") as stream:
             stream.seek(start)
             lines = stream.read(end - start).splitlines()
-        return ShardPlan(shard_name(number), tuple(video_of(json.loads(line)) for line in lines))
-
-
-def shard_name(number: int) -> str:
-    return f"shards/{number:06d}"
+        return ShardPlan(self.name(number), tuple(video_of(json.loads(line)) for line in lines))
 
 
 def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int) -> Plan:
@@ -102,7 +106,7 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     with folder_lock(output / ".plan.lock"):
         target = output / "plan"
         if (target / "plan.json").exists():
-            plan = Plan.open(output)
+            plan = Plan.open(output / "plan")
             if plan.facts["inputs"] == inputs:
                 return plan
         fresh = output / ".plan.tmp"
@@ -119,13 +123,13 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
                 (fresh / name).replace(target / name)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    return Plan.open(output)
+    return Plan.open(output / "plan")
 
 
 def _refuse_other_plan(output: Path, facts: dict[str, Any]) -> None:
     if not (output / "plan" / "plan.json").exists() or not any((output / "shards").glob("*.parquet")):
         return
-    before = Plan.open(output).facts
+    before = Plan.open(output / "plan").facts
     if before["plan_hash"] != facts["plan_hash"]:
         raise InputError(
             f"{output} holds shards of other metadata ({before['num_clips']} clips, now {facts['num_clips']}); "
@@ -220,16 +224,24 @@ def _doubles(keys: "array.array[int]") -> frozenset[int]:
 def _merge_buckets(
     folder: Path, clips_per_shard: int, doubles: frozenset[int], rejected: FailureTable
 ) -> dict[str, Any]:
+    seen: set[str] = set()
+
+    def videos() -> Iterator[tuple[int, Video]]:
+        for bucket in range(NUM_BUCKETS):
+            for number, video in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
+                yield number, _without_doubles(video, doubles, seen, rejected)
+
+    return write_plan(folder, videos(), clips_per_shard, prefix="")
+
+
+def write_plan(folder: Path, videos: Iterable[tuple[int, Video]], clips_per_shard: int, prefix: str) -> dict[str, Any]:
+    """Write `videos` (hash, video) as a plan, in their order; returns its facts, which `plan.json` will hold."""
     digest = hashlib.sha256()
     bounds = [(0, 0)]
     offset = num_clips = num_videos = 0
-    seen: set[str] = set()
     with open(folder / "videos.jsonl", "wb") as stream:
-        for bucket in range(NUM_BUCKETS):
-            for number, video in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                video = _without_doubles(video, doubles, seen, rejected)
-                if not video.clips:
-                    continue
+        for number, video in videos:
+            if video.clips:
                 line = _line_of(number, video)
                 stream.write(line)
                 digest.update(line)
@@ -241,6 +253,7 @@ def _merge_buckets(
     np.save(folder / "shards.npy", np.array(bounds, dtype=np.int64))
     digest.update(str(clips_per_shard).encode())
     return {
+        "prefix": prefix,
         "plan_hash": digest.hexdigest()[:16],
         "num_shards": len(bounds) - 1,
         "num_clips": num_clips,

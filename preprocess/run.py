@@ -22,33 +22,25 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.config import PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge
-from preprocess.plan import Plan, make_plan, shard_name
+from preprocess.plan import Plan, make_plan
 from preprocess.publish import write_atomically
 from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
+
+BYTES_KEYS = ("seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require")
+"""What decides the bytes of a shard; paths and worker counts are free to change."""
 
 ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts."""
 
 
 def run(config: PreprocessConfig) -> dict[str, Any]:
     """Plan, write this task's missing shards, and, when it is the only task, merge. Returns the statistics."""
-    config_hash = content_hash(config, ffmpeg_version())
-    claim_folder(config, config_hash)
+    claim_folder(config)
     max_line_bytes = config.limits.max_line_mb * 2**20
     plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
     prepare_texts(config.texts, config.output, max_line_bytes)
-    missing = [
-        number
-        for number in task_shards(plan.num_shards, config.tasks.index, config.tasks.count)
-        if not (config.output / f"{shard_name(number)}.parquet").exists()
-    ]
-    problems = build_missing(missing, plan, config, shard_facts(config_hash)) if missing else []
-    if problems:
-        raise RunError(
-            f"{len(problems)} of {len(missing)} shards were not written, first {shard_name(problems[0].number)}: "
-            f"{problems[0].problem.strip()}"
-        )
+    build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))
     return merge(config.output) if config.tasks.count == 1 else {}
 
 
@@ -57,14 +49,15 @@ def task_shards(num_shards: int, index: int, count: int) -> range:
     return range(index, num_shards, count)
 
 
-def claim_folder(config: PreprocessConfig, config_hash: str) -> None:
+def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> None:
     """Write config.yaml into a new folder; a folder that belongs to another config is an `InputError`."""
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
     resolved = yaml.safe_load(to_yaml(config))
     versions = {"ffmpeg_version": ffmpeg_version()}
     if path.exists() and versions_path.exists():
         before = read_yaml(path) | json.loads(versions_path.read_text())
-        differing = differing_keys(before, resolved | versions)
+        keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
+        differing = differing_keys(before, resolved | versions, keys)
         if differing:
             raise InputError(
                 f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
@@ -80,9 +73,8 @@ def claim_folder(config: PreprocessConfig, config_hash: str) -> None:
     write_atomically(path, to_yaml(config).encode())
 
 
-def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Dotted keys that decide the bytes of a shard and are not equal; paths and worker counts are free to change."""
-    keys = ["seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require"]
+def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    """Those of `keys` (dotted) that are not equal, with both values."""
     found: list[str] = []
     for key in keys:
         old, new = _dig(before, key), _dig(now, key)
@@ -103,18 +95,25 @@ def _dig(tree: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def build_missing(
-    missing: Sequence[int], plan: Plan, config: PreprocessConfig, facts: dict[str, Any]
-) -> list[ShardFailed]:
-    """Build `missing` in worker processes under a progress bar; returns the shards that could not be written."""
+def missing_shards(plan: Plan, config: PreprocessConfig) -> list[int]:
+    """The shards of this task that are not published."""
+    mine = task_shards(plan.num_shards, config.tasks.index, config.tasks.count)
+    return [number for number in mine if not (config.output / f"{plan.name(number)}.parquet").exists()]
+
+
+def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -> None:
+    """Build this task's missing shards of `plan` in worker processes, under a progress bar."""
+    missing = missing_shards(plan, config)
+    if not missing:
+        return
     num_workers = config.workers or len(os.sched_getaffinity(0))
     problems: list[ShardFailed] = []
     num_failures, duration_s = 0, 0.0
-    tqdm.monitor_interval = 0
+    tqdm.monitor_interval = 0  # no thread beside the workers
     total = sum(plan.num_clips(number) for number in missing)
     pause_s = 0.2 if sys.stderr.isatty() else 30.0
     with tqdm(total=total, unit=" clips", desc=config.output.name, smoothing=0.05, mininterval=pause_s) as bar:
-        for event in run_workers(missing, config, facts, num_workers):
+        for event in run_workers(missing, plan.folder, config, facts, num_workers):
             if isinstance(event, ShardFailed):
                 problems.append(event)
             elif isinstance(event, VideoDone):
@@ -122,7 +121,11 @@ def build_missing(
                 duration_s += event.duration_s
                 bar.set_postfix_str(f"{duration_s / 3600:.2f} h, {num_failures} failed", refresh=False)
                 bar.update(event.num_clips)
-    return problems
+    if problems:
+        raise RunError(
+            f"{len(problems)} of {len(missing)} shards were not written, first {plan.name(problems[0].number)}: "
+            f"{problems[0].problem.strip()}; run the same command again to write what is missing"
+        )
 
 
 def main(argv: list[str]) -> int:

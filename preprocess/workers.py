@@ -1,6 +1,6 @@
 """Worker processes, each building one shard at a time; the parent hands out shards and collects progress.
 
-    for event in run_workers(shards, config, facts, num_workers):     # VideoDone | ShardDone | ShardFailed
+    for event in run_workers(shards, plan.folder, config, facts, num_workers):     # VideoDone | ShardDone | ShardFailed
 
 A worker that dies (out of memory, a crash inside a library) costs one video: the shard starts again in a fresh worker
 with the video that was being read marked as failed.
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from preprocess.config import PreprocessConfig
@@ -54,12 +55,12 @@ class _Worker:
 
 
 def run_workers(
-    shards: Sequence[int], config: PreprocessConfig, facts: dict[str, Any], num_workers: int
+    shards: Sequence[int], plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any], num_workers: int
 ) -> Iterator[Event]:
-    """Build `shards`; events arrive as they happen, in no fixed order between shards."""
+    """Build `shards` of the plan in `plan_folder`; events arrive as they happen, in no fixed order between shards."""
     waiting = list(reversed(shards))
     poisoned: dict[int, dict[str, str]] = {}
-    workers = [_start(config, facts) for _ in range(min(num_workers, len(shards)))]
+    workers = [_start(plan_folder, config, facts) for _ in range(min(num_workers, len(shards)))]
     try:
         for worker in workers:
             _assign(worker, waiting, poisoned)
@@ -71,7 +72,7 @@ def run_workers(
                     event = worker.pipe.recv()
                 except (EOFError, OSError):
                     event = _bury(worker, waiting, poisoned)
-                    workers[workers.index(worker)] = worker = _start(config, facts)
+                    workers[workers.index(worker)] = worker = _start(plan_folder, config, facts)
                 if isinstance(event, _VideoStarted):
                     worker.video_id = event.video_id
                     continue
@@ -87,12 +88,12 @@ def run_workers(
             worker.process.join()
 
 
-def _start(config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
+def _start(plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
     # A fork of a clean server process: no threads, no open databases, and the libraries are imported once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preprocess.workers"])
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, config, facts), daemon=True)
+    process = context.Process(target=_work, args=(theirs, plan_folder, config, facts), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -125,13 +126,13 @@ def _exit_words(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _work(pipe: "Connection[Any, Any]", config: PreprocessConfig, facts: dict[str, Any]) -> None:
+def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> None:
     """The life of a worker: shards in, events out, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         tools = Tools.open(config)
-        plan = Plan.open(config.output)
+        plan = Plan.open(plan_folder)
         while True:
             number, poisoned = pipe.recv()
             try:

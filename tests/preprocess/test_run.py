@@ -113,7 +113,7 @@ def test_every_reason_is_counted(
 ) -> None:
     folder = tmp_path / "videos"
     (folder / "broken.mp4").write_bytes((folder / "-vid_0.mp4").read_bytes()[:700])
-    (folder / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\n-vid_0.mp4\n")
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile '-vid_0.mp4'\n")
     hdvila(
         tmp_path / "hdvila_part1.jsonl",
         {

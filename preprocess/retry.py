@@ -1,0 +1,100 @@
+"""Tries the failures of chosen reasons again, and adds what is delivered now in supplementary shards.
+
+    python -m preprocess.retry configs/preprocess/hdvila.yaml
+    python -m preprocess.retry configs/preprocess/hdvila.yaml retry.reasons='[time_limit]' limits.time_s=20000
+
+The config is the one of the first run; `videos` and `limits` may differ, as they are what a retry is made for. A round
+that was interrupted goes on before a new one starts. Clips of videos that are still not there are left as they are.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pipeline.config import parse_command_line
+from pipeline.errors import run_command
+from preprocess.config import PreprocessConfig, content_hash
+from preprocess.ffmpeg_binary import ffmpeg_version
+from preprocess.merge import account, merge, published_shards
+from preprocess.plan import Plan, write_plan
+from preprocess.publish import folder_lock
+from preprocess.records import Video
+from preprocess.rounds import open_rounds, standing_failures
+from preprocess.run import build_missing, claim_folder, missing_shards
+from preprocess.shard import shard_facts
+from preprocess.texts import prepare_texts
+from preprocess.videos import VideoLocator
+
+ABOUT = """Deliver clips that failed before, in supplementary shards of the same set."""
+
+
+def retry(config: PreprocessConfig) -> dict[str, Any]:
+    """One round of retry, or the rest of an interrupted one; returns the statistics of the whole set."""
+    claim_folder(config, limits_may_differ=True)
+    prepare_texts(config.texts, config.output, config.limits.max_line_mb * 2**20)
+    with folder_lock(config.output / ".plan.lock"):
+        plan = _unfinished(config) or _new_round(config)
+    if plan is not None:
+        build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))
+    return merge(config.output)
+
+
+def _unfinished(config: PreprocessConfig) -> Plan | None:
+    rounds = open_rounds(config.output)
+    return rounds[-1] if rounds and missing_shards(rounds[-1], config) else None
+
+
+def _new_round(config: PreprocessConfig) -> Plan | None:
+    """Plan a round over the standing failures of the wanted reasons; None where there is nothing to try."""
+    wanted = _wanted_clips(config)
+    if not wanted:
+        return None
+    rounds = open_rounds(config.output)
+    name = f"retry_{len(rounds) + 1:03d}"
+    fresh, folder = config.output / f".{name}.tmp", config.output / "plan" / name
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    base = Plan.open(config.output / "plan")
+    facts = write_plan(fresh, _planned(base, wanted), config.shards.clips_per_shard, prefix=f"{name}_")
+    facts["reasons"] = sorted(config.retry.reasons)
+    (fresh / "plan.json").write_text(json.dumps(facts, indent=1))
+    fresh.rename(folder)
+    return Plan.open(folder)
+
+
+def _wanted_clips(config: PreprocessConfig) -> set[str]:
+    """Clip ids to try again. A missing video whose file is still not there would only fail once more."""
+    locate = VideoLocator(config.videos)
+    present: dict[str, bool] = {}
+    wanted = set()
+    for row in standing_failures(config.output, set(published_shards(config.output))):
+        if row["reason"] not in config.retry.reasons or row["shard"] == "plan":
+            continue
+        video_id = row["video_id"]
+        if video_id not in present:
+            present[video_id] = locate(video_id) is not None
+        if present[video_id]:
+            wanted.add(row["clip_id"])
+    return wanted
+
+
+def _planned(base: Plan, wanted: Collection[str]) -> Iterator[tuple[int, Video]]:
+    for number in range(base.num_shards):
+        for video in base.shard(number).videos:
+            clips = tuple(clip for clip in video.clips if clip.clip_id in wanted)
+            if clips:
+                yield number, Video(video.video_id, clips)
+
+
+def main(argv: list[str]) -> int:
+    config = parse_command_line(PreprocessConfig, argv, program="python -m preprocess.retry", about=ABOUT)
+    stats = retry(config)
+    print(account(stats))
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,58 @@
+"""Rounds of retry, and which failures still stand after them.
+
+The first run is round 0. A retry writes a plan of its own (`plan/retry_001`) and supplementary shards
+(`shards/retry_001_000000`); no file of an earlier round changes. A failure stands until a later round has published the
+shard that tried its clip again: then the clip is in that shard, or in that shard's failures.
+
+    for row in standing_failures(output, published): ...      # rows of FAILURE_COLUMNS
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from preprocess.plan import Plan
+
+
+def open_rounds(output: Path) -> list[Plan]:
+    """The plans of all retries, in order."""
+    return [Plan.open(path.parent) for path in sorted((output / "plan").glob("retry_*/plan.json"))]
+
+
+def standing_failures(output: Path, published: Collection[str]) -> Iterator[dict[str, str]]:
+    """The failures that no later round has taken up, latest round first."""
+    retried = np.zeros(0, dtype=np.uint64)
+    for plan in [*reversed(open_rounds(output)), Plan.open(output / "plan")]:
+        numbers = [number for number in range(plan.num_shards) if plan.name(number) in published]
+        for number in numbers:
+            yield from _rows(output / "failures" / f"{Path(plan.name(number)).name}.parquet", retried)
+        if plan.facts["prefix"]:
+            tried = [_hash(clip.clip_id) for n in numbers for video in plan.shard(n).videos for clip in video.clips]
+            retried = np.union1d(retried, np.array(tried, dtype=np.uint64))
+    yield from _rows(output / "failures" / "plan.parquet", np.zeros(0, dtype=np.uint64))
+
+
+def count_reasons(output: Path, published: Collection[str]) -> Counter[str]:
+    """Standing failures by reason."""
+    return Counter(row["reason"] for row in standing_failures(output, published))
+
+
+def _rows(path: Path, retried: np.ndarray) -> Iterator[dict[str, str]]:
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                if not len(retried) or not _contains(retried, _hash(row["clip_id"])):
+                    yield row
+
+
+def _contains(ordered: np.ndarray, number: int) -> bool:
+    position = int(np.searchsorted(ordered, np.uint64(number)))
+    return position < len(ordered) and int(ordered[position]) == number
+
+
+def _hash(clip_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "big")

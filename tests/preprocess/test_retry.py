@@ -1,0 +1,80 @@
+"""Retries add what can be delivered now, and the account goes on to add up."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.config import PreprocessConfig
+from preprocess.merge import published_shards
+from preprocess.retry import retry
+from preprocess.rounds import standing_failures
+from preprocess.run import run
+
+Values = dict[str, Any]
+
+
+def delivered(output: Path) -> list[str]:
+    return sorted(
+        clip_id
+        for shard in published_shards(output)
+        for clip_id in pq.read_table(output / f"{shard}.parquet")["clip_id"].to_pylist()
+    )
+
+
+def standing(output: Path) -> dict[str, str]:
+    rows = list(standing_failures(output, set(published_shards(output))))
+    answer = {row["clip_id"]: row["reason"] for row in rows}
+    assert len(answer) == len(rows)
+    return answer
+
+
+@pytest.fixture
+def with_failures(small_set: Values, tmp_path: Path) -> Values:
+    """Two of four videos are not there yet, one of them will stay away."""
+    for number in (1, 2):
+        (tmp_path / "videos" / f"-vid_{number}.mp4").rename(tmp_path / f"later_{number}.mp4")
+    return small_set
+
+
+def test_rounds_of_retry(with_failures: Values, tmp_path: Path) -> None:
+    config = PreprocessConfig.model_validate(with_failures)
+    stats = run(config)
+    assert (stats["num_delivered"], stats["reasons"]) == (6, {"video_missing": 6})
+    before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in config.output.glob("*/0*")}
+
+    assert retry(config)["num_delivered"] == 6
+    assert not list(config.output.glob("shards/retry*")), "nothing new is there, so there is nothing to try"
+
+    (tmp_path / "videos" / "-vid_1.mp4").write_bytes(b"not a video")
+    stats = retry(config)
+    assert stats["reasons"] == {"video_missing": 3, "video_unreadable": 3}
+
+    for number in (1, 2):
+        (tmp_path / f"later_{number}.mp4").replace(tmp_path / "videos" / f"-vid_{number}.mp4")
+    only_missing = PreprocessConfig.model_validate({**with_failures, "retry": {"reasons": ["video_missing"]}})
+    stats = retry(only_missing)
+    assert (stats["num_delivered"], stats["reasons"]) == (9, {"video_unreadable": 3})
+    stats = retry(config)
+    assert (stats["num_delivered"], stats["num_failed"]) == (12, 0)
+    assert standing(config.output) == {}
+    assert len(set(delivered(config.output))) == len(delivered(config.output)) == 12
+    assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in before} == before
+
+
+def test_an_interrupted_round_goes_on(with_failures: Values, tmp_path: Path) -> None:
+    config = PreprocessConfig.model_validate({**with_failures, "shards": {"clips_per_shard": 3}})
+    run(config)
+    for number in (1, 2):
+        (tmp_path / f"later_{number}.mp4").replace(tmp_path / "videos" / f"-vid_{number}.mp4")
+    retry(config)
+    names = sorted(config.output.glob("shards/retry_001_*.parquet"))
+    assert len(names) == 2
+    wanted = names[1].read_bytes()
+    names[1].unlink()
+    assert set(standing(config.output).values()) == {"video_missing"}
+    assert retry(config)["num_delivered"] == 12
+    assert names[1].read_bytes() == wanted
+    assert len(list(config.output.glob("plan/retry_*"))) == 1
