@@ -1,6 +1,6 @@
 """Source videos that carry their own answer: frame i is painted with the bits of i. Made with PyAV, read with PIL.
 
-Nothing here uses the code under test.
+The pictures, videos and metadata share no code with what they test; only `finished_set` runs it.
 """
 
 import io
@@ -14,6 +14,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
+from preprocess.config import PreprocessConfig
+from preprocess.run import run
 
 BITS = 12
 _COLUMNS, _ROWS = 4, 3
@@ -114,23 +117,35 @@ def hdvila() -> Callable[..., Path]:
 @pytest.fixture
 def small_set(tmp_path: Path) -> dict[str, Any]:
     """Config values of a small set: 4 videos of 3 s with 3 clips each, subtitles for all but one."""
+    return write_small_set(tmp_path)
+
+
+def write_small_set(folder: Path) -> dict[str, Any]:
     videos: dict[str, list[tuple[str, float, float]]] = {}
     for number in range(4):
         video_id = f"-vid_{number}"
-        write_painted(tmp_path / "videos" / f"{video_id}.mp4", options={"g": "50", "bf": "2"})
+        write_painted(folder / "videos" / f"{video_id}.mp4", options={"g": "50", "bf": "2"})
         videos[video_id] = [(f"{video_id}.{k}.mp4", round(0.1 + k * 0.9, 3), round(1.0 + k * 0.9, 3)) for k in range(3)]
-    write_hdvila(tmp_path / "hdvila_part0.jsonl", videos)
-    with open(tmp_path / "subtitles.jsonl", "w") as stream:
+    write_hdvila(folder / "hdvila_part0.jsonl", videos)
+    with open(folder / "subtitles.jsonl", "w") as stream:
         for clips in videos.values():
             for clip_id, start, _ in clips:
                 if clip_id != "-vid_3.2.mp4":
                     stream.write(json.dumps({"clip_id": clip_id, "text": f"so this is {clip_id} at {start}"}) + "\n")
     return {
-        "output": str(tmp_path / "shards"),
+        "output": str(folder / "shards"),
         "workers": 1,
-        "metadata": {"files": [str(tmp_path / "hdvila_part*.jsonl")]},
-        "videos": {"templates": [str(tmp_path / "videos" / "{video_id}.{ext}")]},
-        "texts": {"subtitles": [str(tmp_path / "subtitles.jsonl")]},
+        "metadata": {"files": [str(folder / "hdvila_part*.jsonl")]},
+        "videos": {"templates": [str(folder / "videos" / "{video_id}.{ext}")]},
+        "texts": {"subtitles": [str(folder / "subtitles.jsonl")]},
         "clips": {"fps": 5, "size_px": 32},
         "shards": {"clips_per_shard": 5},
     }
+
+
+@pytest.fixture(scope="session")
+def finished_set(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Config values of a small set that is written and merged. Copy its output before changing it."""
+    values = write_small_set(tmp_path_factory.mktemp("finished"))
+    run(PreprocessConfig.model_validate(values))
+    return values
