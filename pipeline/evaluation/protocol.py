@@ -56,8 +56,8 @@ class RetrievalSetConfig(Section):
     """Videos, or texts, of one forward pass on a rank."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that read videos, per rank."""
-    block_size: int = Field(default=4096, gt=0)
-    """Rows and columns of a similarity block. Ranks do not depend on it."""
+    block_size: int | None = Field(default=None, gt=0)
+    """Columns of a similarity block; null: 1024 on a CPU, 16384 on a GPU. Ranks do not depend on it."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,13 @@ Rescore = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(scores, query numbers, gallery numbers), broadcast against each other -> new scores."""
 
 GRID = 2.0**26
-PAIRS_PER_CHUNK = 65_536
+PAIRS_PER_CHUNK = 16_384
+CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 1024, 16_384
+"""On a CPU a block of 1,024 x 256 scores stays in the cache: counting it then costs little beside the product."""
+FILTER_MAX_DIM = 1024
+FILTER_MARGIN = 2.0**-13
+"""Twice the error of a dot product of 1,024 float32 numbers, for what casting the inputs and the score adds."""
+FILTER_MAX_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def rank_positives(
     pair_queries_P: Tensor,
     pair_items_P: Tensor,
     *,
-    block_size: int = 4096,
+    block_size: int | None = None,
     rescore: Rescore | None = None,
 ) -> Ranks:
     """Rank, for each query, its best positive among the gallery. Every query needs a pair; features of any dtype."""
@@ -75,15 +81,17 @@ def rank_positives(
 
     greater_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
     equal_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
-    for columns in torch.split(torch.arange(len(gallery_GD), device=device), block_size):
-        block_DG = on_grid(gallery_GD[columns[0] : columns[-1] + 1]).T
-        for rows in torch.split(torch.arange(num_queries, device=device), block_size):
-            scores_QG = on_grid(queries_QD[rows[0] : rows[-1] + 1]) @ block_DG
-            if rescore is not None:
-                scores_QG = rescore(scores_QG, rows[:, None], columns[None, :])
-            threshold_Q1 = best_Q[rows, None]
-            greater_Q[rows] += (scores_QG > threshold_Q1).sum(1)
-            equal_Q[rows] += (scores_QG == threshold_Q1).sum(1)
+    num_columns = block_size or (CPU_BLOCK_SIZE if device.type == "cpu" else GPU_BLOCK_SIZE)
+    for columns in torch.split(torch.arange(len(gallery_GD), device=device), num_columns):
+        for rows in torch.split(torch.arange(num_queries, device=device), max(1, num_columns // 4)):
+            block = queries_QD[rows[0] : rows[-1] + 1], gallery_GD[columns[0] : columns[-1] + 1]
+            if rescore is None:
+                counts = _count_by_filter(*block, best_Q[rows])
+            else:
+                scores_QG = rescore(_exact_scores(*block), rows[:, None], columns[None, :])
+                counts = _count(scores_QG, best_Q[rows])
+            greater_Q[rows] += counts[0]
+            equal_Q[rows] += counts[1]
     return Ranks(greater=_numpy(greater_Q), tied=_numpy(equal_Q - shared_Q), best=_numpy(shared_Q))
 
 
@@ -104,6 +112,38 @@ def pair_scores(
         chunk = (on_grid(queries_QD[rows]) * on_grid(gallery_GD[columns])).sum(1)
         scores.append(chunk if rescore is None else rescore(chunk, rows, columns))
     return torch.cat(scores)
+
+
+def _exact_scores(queries_QD: Tensor, gallery_GD: Tensor) -> Tensor:
+    return on_grid(queries_QD) @ on_grid(gallery_GD).T
+
+
+def _count(scores_QG: Tensor, best_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores of each row are above its best positive's, and how many equal it."""
+    return (scores_QG > best_Q[:, None]).sum(1), (scores_QG == best_Q[:, None]).sum(1)
+
+
+def _count_by_filter(queries_QD: Tensor, gallery_GD: Tensor, best_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """`_count` of the exact scores, for the price of a float32 product.
+
+    float32 decides every score that is further from the best positive's than its rounding error can be; the few close
+    ones are computed exactly. Where they are not few (a collapsed model), the whole block is.
+    """
+    lengths = queries_QD.norm(dim=1).max() * gallery_GD.norm(dim=1).max()
+    # A float32 dot product is off by at most D * 2**-24 of the product of the lengths, in whatever order it is summed.
+    margin = FILTER_MARGIN * float(lengths)
+    if queries_QD.shape[1] > FILTER_MAX_DIM or torch.backends.cuda.matmul.allow_tf32:
+        return _count(_exact_scores(queries_QD, gallery_GD), best_Q)
+    gap_QG = (queries_QD.float() @ gallery_GD.float().T).sub_(best_Q.float()[:, None])
+    greater_Q = (gap_QG > margin).sum(1)
+    rows, columns = (gap_QG.abs_() <= margin).nonzero(as_tuple=True)
+    if len(rows) > FILTER_MAX_SHARE * gap_QG.numel():
+        return _count(_exact_scores(queries_QD, gallery_GD), best_Q)
+    if not len(rows):
+        return greater_Q, torch.zeros_like(greater_Q)
+    scores_P, best_P = pair_scores(queries_QD, gallery_GD, rows, columns), best_Q[rows]
+    equal_Q = torch.zeros_like(greater_Q).index_add_(0, rows, (scores_P == best_P).long())
+    return greater_Q.index_add_(0, rows, (scores_P > best_P).long()), equal_Q
 
 
 def _numpy(counts: Tensor) -> NDArray[np.int64]:

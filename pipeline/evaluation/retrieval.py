@@ -153,7 +153,7 @@ def rank_both_ways(
     videos_VD: Tensor,
     questions: Questions,
     *,
-    block_size: int,
+    block_size: int | None,
     device: torch.device | str = "cpu",
     rescore: tuple[Rescore | None, Rescore | None] = (None, None),
 ) -> tuple[Ranks, Ranks]:
@@ -168,7 +168,12 @@ def rank_both_ways(
 
 
 def _rank_share(
-    queries: Tensor, gallery: Tensor, pair_queries: Tensor, pair_items: Tensor, block_size: int, rescore: Rescore | None
+    queries: Tensor,
+    gallery: Tensor,
+    pair_queries: Tensor,
+    pair_items: Tensor,
+    block_size: int | None,
+    rescore: Rescore | None,
 ) -> Ranks:
     """Rank this rank's share of the queries and gather all ranks' counts."""
     mine = share_of(range(len(queries)))

@@ -126,3 +126,17 @@ def test_chance_equals_simulation(positives: list[int], items: int) -> None:
         assert computed[name] == pytest.approx(simulated[name], abs=0.02)
     assert computed["t2v_mnr"] == pytest.approx(simulated["t2v_mnr"], rel=0.05)
     assert computed["t2v_mdr"] == pytest.approx(simulated["t2v_mdr"], rel=0.15)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 0.0], ids=["spread", "close", "collapsed"])
+def test_float32_filter_counts_as_exact_arithmetic(spread: float) -> None:
+    """Far scores are decided in float32, close ones exactly, and a collapsed space as a whole."""
+    centre = unit(1, 64, 0)
+    queries = normalize(centre + spread * unit(80, 64, 1), dim=-1)
+    gallery = normalize(centre + spread * unit(120, 64, 2), dim=-1)
+    owner = torch.arange(80)
+    found = rank_positives(queries, gallery, owner, owner, block_size=50)
+    exact = rank_positives(queries, gallery, owner, owner, block_size=50, rescore=lambda scores, rows, columns: scores)
+    greater, tied, _ = naive_ranks(exact_scores(queries, gallery), [{i} for i in range(80)])
+    assert found.greater.tolist() == exact.greater.tolist() == greater
+    assert found.tied.tolist() == exact.tied.tolist() == tied

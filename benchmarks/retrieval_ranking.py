@@ -1,0 +1,93 @@
+"""Exact ranks in blocks against the whole similarity matrix in numpy: time and peak memory, each in its own process.
+
+    python benchmarks/retrieval_ranking.py                                  20,000 x 20,000, both ways of ranking
+    python benchmarks/retrieval_ranking.py --texts 1000000 --videos 100000 --only blocks [--device cuda]
+
+Features are simulated: unit vectors of 512 numbers, each text near its video. Memory is the process's peak resident
+set, interpreter and libraries included; on a GPU also what torch allocated there.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipeline.evaluation.metrics import recall_metrics
+from pipeline.evaluation.ranking import rank_positives
+
+DIM = 512
+NOISE = 4.0
+CHUNK = 20_000
+
+
+def simulate(num_texts: int, num_videos: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts [N, 512], videos [M, 512] float32, and the video of each text [N]."""
+    generator = torch.Generator().manual_seed(0)
+    videos = normalize(torch.randn(num_videos, DIM, generator=generator), dim=-1)
+    owner = torch.arange(num_texts) % num_videos
+    texts = torch.empty(num_texts, DIM)
+    for numbers in torch.split(torch.arange(num_texts), CHUNK):
+        noise = torch.randn(len(numbers), DIM, generator=generator) * NOISE / DIM**0.5
+        texts[numbers] = normalize(videos[owner[numbers]] + noise, dim=-1)
+    return texts, videos, owner
+
+
+def in_blocks(texts: Tensor, videos: Tensor, owner: Tensor, device: str) -> np.ndarray:
+    numbers = torch.arange(len(texts), device=device)
+    ranks = rank_positives(texts.to(device), videos.to(device), numbers, owner.to(device))
+    return ranks.by_rule("average")
+
+
+def whole_matrix(texts: Tensor, videos: Tensor, owner: Tensor) -> np.ndarray:
+    """The form that everybody writes: all scores at once, float32."""
+    scores = texts.numpy() @ videos.numpy().T
+    positive = scores[np.arange(len(scores)), owner.numpy()]
+    return 1.0 + (scores > positive[:, None]).sum(1)
+
+
+def measure(kind: str, num_texts: int, num_videos: int, device: str) -> dict[str, float]:
+    """Rank in this process and say how long it took and how much memory it needed."""
+    texts, videos, owner = simulate(num_texts, num_videos)
+    started = time.perf_counter()
+    ranks = in_blocks(texts, videos, owner, device) if kind == "blocks" else whole_matrix(texts, videos, owner)
+    seconds = time.perf_counter() - started
+    facts = {
+        "seconds": seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "tflops": 2 * num_texts * num_videos * DIM / seconds / 1e12,
+        "r1": recall_metrics(ranks, "t2v")["t2v_r1"],
+        "mnr": recall_metrics(ranks, "t2v")["t2v_mnr"],
+    }
+    if device != "cpu":
+        facts["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=20_000, help="number of texts")
+    parser.add_argument("--videos", type=int, default=20_000, help="number of videos")
+    parser.add_argument("--only", choices=["blocks", "matrix"], help="one way of ranking")
+    parser.add_argument("--device", default="cpu", help="where blocks are ranked")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        print(json.dumps(measure(options.only, options.texts, options.videos, options.device)))
+        return
+    print(f"{options.texts:,} texts x {options.videos:,} videos, d = {DIM}, {torch.get_num_threads()} threads")
+    for kind in [options.only] if options.only else ["blocks", "matrix"]:
+        words = ["--texts", str(options.texts), "--videos", str(options.videos), "--device", options.device]
+        command = [sys.executable, __file__, "--inside", "--only", kind, *words]
+        facts = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(f"{kind:7}", ", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
+
+
+if __name__ == "__main__":
+    main()

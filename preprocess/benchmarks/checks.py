@@ -1,0 +1,80 @@
+"""What is looked at before any video is decoded: counts against the published ones, duplicates, leakage.
+
+findings = check_counts(split)                  # mistakes that stop the conversion
+facts = describe_split(split)                   # numbers and duplicates for the report
+leaks = find_leakage(splits)                    # videos and texts that two splits share
+"""
+
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+from preprocess.benchmarks.split import Published, Split
+
+SHOWN = 20
+"""Examples in a report; the counts are always whole."""
+
+
+def check_counts(split: Split) -> list[str]:
+    """One sentence per count that is not a published one."""
+    texts = [text for entry in split.entries for text in entry.texts]
+    found: list[tuple[str, int, Published | None]] = [
+        ("videos", len(split.entries), split.videos),
+        ("texts", len(texts), split.texts),
+        ("distinct texts", len(set(texts)), split.distinct_texts),
+    ]
+    return [
+        f"{split.name} has {count:,} {what}, but {published} are published"
+        for what, count, published in found
+        if published is not None and not published.allows(count)
+    ]
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """Counts and duplicates of one split."""
+    times = Counter(text for entry in split.entries for text in entry.texts)
+    repeated = {text: count for text, count in times.most_common() if count > 1}
+    twice_for_one_video = sum(len(entry.texts) - len(set(entry.texts)) for entry in split.entries)
+    return {
+        "role": split.role,
+        "videos": {"annotated": len(split.entries), "published": _stated(split.videos)},
+        "texts": {
+            "annotated": times.total(),
+            "published": _stated(split.texts),
+            "distinct": len(times),
+            "published_distinct": _stated(split.distinct_texts),
+        },
+        "duplicates": {
+            "texts_that_repeat": len(repeated),
+            "repeated_for_one_video": twice_for_one_video,
+            "examples": dict(list(repeated.items())[:SHOWN]),
+        },
+        "notes": list(split.notes),
+    }
+
+
+def find_leakage(splits: list[Split]) -> list[dict[str, Any]]:
+    """Videos, and texts, that two splits share: a row per pair of splits that share any."""
+    rows = []
+    for one, other in combinations(splits, 2):
+        videos = {entry.clip_id for entry in one.entries} & {entry.clip_id for entry in other.entries}
+        texts = _texts(one) & _texts(other)
+        if videos or texts:
+            rows.append(
+                {
+                    "splits": [one.name, other.name],
+                    "videos": len(videos),
+                    "video_examples": sorted(videos)[:SHOWN],
+                    "texts": len(texts),
+                    "text_examples": sorted(texts)[:SHOWN],
+                }
+            )
+    return rows
+
+
+def _texts(split: Split) -> set[str]:
+    return {text for entry in split.entries for text in entry.texts}
+
+
+def _stated(published: Published | None) -> str | None:
+    return None if published is None else str(published)

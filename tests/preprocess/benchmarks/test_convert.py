@@ -1,0 +1,82 @@
+"""From miniatures to shards: N of N, missing and unreadable videos by name, the time limit, running again."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.clips import ClipReader
+from pipeline.errors import InputError
+from tests.preprocess.benchmarks import miniatures
+
+
+def convert(name: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Write the miniature and convert it; returns report.json."""
+    raw = folder / "raw"
+    raw.mkdir(exist_ok=True)
+    getattr(miniatures, f"write_{name}")(raw)
+    words = [f"annotations={raw}", f"videos={raw / 'videos'}", f"output={folder / 'out'}", "workers=1", "size_px=32"]
+    assert import_module(f"preprocess.benchmarks.{name}").main([*words, "accept_counts=true", *options]) == 0
+    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    return report
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.heavy
+def test_msrvtt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = convert("msrvtt", tmp_path)
+    out = tmp_path / "out"
+    assert len(rows(out / "train_9k" / "texts.jsonl")) == 120
+    queries = rows(out / "test_1ka" / "queries.jsonl")
+    assert [row["query_id"] for row in queries] == ["000000", "000001", "000002", "000003"]
+    reader = ClipReader(out / "test_1ka" / "shards", num_frames=3, image_size_px=32)
+    assert sorted(reader.clip_ids) == sorted(row["clip_id"] for row in queries)
+    assert report["splits"]["train_9k"]["delivered"] == 6
+    assert "test_1ka: 4 of 4 videos (published: 1,000)" in capsys.readouterr().out
+    again = convert("msrvtt", tmp_path)
+    assert again == report
+
+
+@pytest.mark.heavy
+def test_didemo_uses_the_first_30_seconds(tmp_path: Path) -> None:
+    convert("didemo", tmp_path, "splits=[test]", "fps=2")
+    sidecar = pq.read_table(tmp_path / "out" / "test" / "shards" / "shards" / "000000.parquet")
+    assert sidecar.column("num_frames").to_pylist() == [60, 60]
+    assert not (tmp_path / "out" / "train").exists()
+
+
+@pytest.mark.heavy
+def test_lsmdc_lists_what_is_missing(tmp_path: Path) -> None:
+    report = convert("lsmdc", tmp_path, "splits=[train]")
+    train = report["splits"]["train"]
+    assert (train["delivered"], train["videos"]["annotated"], train["texts_with_video"]) == (3, 4, 3)
+    assert "video_missing" in train["not_delivered"]["1012_Unbreakable_00.07.16.065-00.07.21.941"]
+    assert report["leakage"][0]["splits"] == ["train", "test"]
+    assert "1012_Unbreakable_00.07.16.065" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.heavy
+def test_activitynet_lists_what_is_unreadable(tmp_path: Path) -> None:
+    report = convert("activitynet", tmp_path, "splits=[val_1]")
+    assert report["splits"]["val_1"]["delivered"] == 2
+    assert "video_unreadable" in report["splits"]["val_1"]["not_delivered"]["v_fff"]
+
+
+def test_wrong_counts_stop_before_any_video_is_decoded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train_9k has 6 videos, but 9,000 are published.*accept_counts=true"):
+        convert("msrvtt", tmp_path, "accept_counts=false")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_folder_or_split_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"none of its 6 videos is below .*empty, video0 for one"):
+        convert("msrvtt", tmp_path, f"videos={tmp_path / 'empty'}")
+    with pytest.raises(InputError, match="splits: test not in msrvtt; it has train_9k, test_1ka"):
+        convert("msrvtt", tmp_path, "splits=[test]")
