@@ -51,6 +51,10 @@ class Place:
     offset: int
     size: int
     key_hash: int
+    text: str | None = None
+    """The subtitle of this sample where a source's text table gives it."""
+    text_number: int = 0
+    """Which of the clip's texts that is."""
 
 
 def name_hash(name: str) -> int:
@@ -109,7 +113,11 @@ class Manifest:
         """Where each row's sample lies."""
         return [
             Place(
-                int(row), self.shard_name(int(shard)), *(int(self._cell(name, int(row))) for name in _SAMPLES.names[:3])
+                int(row),
+                self.shard_name(int(shard)),
+                offset=int(self._cell("offset", int(row))),
+                size=int(self._cell("size", int(row))),
+                key_hash=int(self._cell("key_hash", int(row))),
             )
             for row, shard in zip(rows, self.shard_of(rows), strict=True)
         ]

@@ -104,7 +104,7 @@ class RankLoader:
         for row, (number, own_epoch, place) in enumerate(self._places(composition)):
             try:
                 sample = self._sources[number].read(place, verify_media=recipe.verify_media)
-                rng = keyed_generator(recipe.seed, own_epoch, place.key_hash)
+                rng = keyed_generator(recipe.seed, own_epoch, place.key_hash + place.text_number)
                 self._decode(sample, rng, video_BTHWC[row], middle_BHWC[row])
             except (DamagedSample, DamagedMedia) as error:
                 source = self._sources[number]

@@ -6,6 +6,7 @@ sample = source.read(places[0], verify_media=True)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 from pipeline.data.index import Manifest, Place
-from pipeline.data.order import EpochOrder
+from pipeline.data.order import EpochOrder, mix
 from pipeline.data.sample import Sample, read_sample
 from pipeline.data.storage import Folder
+from pipeline.data.text_table import TextTable
 from pipeline.errors import InputError, RunError
 
 Int64s = NDArray[np.int64]
@@ -39,6 +41,14 @@ class SourceConfig(Section):
     """Where the subtitle lies: `json:FIELD`, `txt`, or '' for nowhere; null: as the manifest says."""
     caption_from: str | None = None
     """Where the caption lies: `json:FIELD`, `txt`, or '' for nowhere; null: as the manifest says."""
+    texts: Path | None = None
+    """JSON lines {"clip_id", "text"} in place of the subtitles: an epoch shows every (clip, text) pair once."""
+
+    @model_validator(mode="after")
+    def _one_origin_of_subtitles(self) -> "SourceConfig":
+        if self.texts is not None and (self.subtitle_from is not None or self.kind == "image"):
+            raise ValueError("texts gives the subtitles of a video source; leave subtitle_from and kind as they are")
+        return self
 
 
 class Source:
@@ -68,18 +78,27 @@ class Source:
         self.num_samples = manifest.num_samples - len(excluded_rows)
         if not self.num_samples:
             raise InputError(f"{config.shards} has no sample left after data.exclude")
+        self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
+        self._table = None
+        if config.texts is not None:
+            self._table = TextTable.read(config.texts, manifest, excluded_rows)
+            self.num_samples = self._table.num_pairs
         self._order = lru_cache(maxsize=4)(
             partial(self._order_of, seed=seed, shuffle=shuffle, window_shards=window_shards)
         )
 
     def places(self, own_epoch: int, positions: Int64s) -> list[Place]:
         """Where the samples at `positions` of this source's epoch `own_epoch` lie."""
+        if self._table is not None:
+            return self._places_of_pairs(self._table, own_epoch, positions)
         kept = self._order(own_epoch).rows(positions)
         rows = kept + np.searchsorted(self._kept_before_excluded, kept, side="right")
         return self.manifest.places(rows)
 
     def prefetch(self, own_epoch: int, position: int) -> None:
         """Have the shards of this window and the next one brought near, where the folder has a cache."""
+        if self._table is not None:
+            return  # a round passes over the whole set: there is no window ahead
         order = self._order(own_epoch)
         shards = order.shards_ahead(position)
         if len(shards) and shards[-1] == order.shard_order[-1]:
@@ -89,15 +108,33 @@ class Source:
     def _order_of(self, own_epoch: int, *, seed: int, shuffle: bool, window_shards: int | None) -> EpochOrder:
         return EpochOrder(self.shard_sizes, seed=seed, epoch=own_epoch, shuffle=shuffle, window_shards=window_shards)
 
+    def _places_of_pairs(self, table: TextTable, own_epoch: int, positions: Int64s) -> list[Place]:
+        def order_of_round(number: int) -> EpochOrder:
+            return EpochOrder(
+                table.shard_sizes_of_round[number],
+                seed=mix(self._seed, number + 1),
+                epoch=own_epoch,
+                shuffle=self._shuffle,
+                window_shards=self._window_shards,
+            )
+
+        key = mix(self._seed, own_epoch) if self._shuffle else None
+        picks = table.picks(order_of_round, positions, key=key)
+        places = self.manifest.places(np.array([pick.row for pick in picks], dtype=np.int64))
+        return [
+            replace(place, text=pick.text, text_number=pick.number) for place, pick in zip(places, picks, strict=True)
+        ]
+
     def read(self, place: Place, *, verify_media: bool) -> Sample:
         """The sample at `place`. Raises DamagedSample, or RunError when the file system keeps failing."""
-        return read_sample(
+        sample = read_sample(
             self._folder,
             place,
-            subtitle_from=self._subtitle_from,
+            subtitle_from=self._subtitle_from if place.text is None else "",
             caption_from=self._caption_from,
             verify_media=verify_media,
         )
+        return sample if place.text is None else replace(sample, subtitle=place.text)
 
     def key_at(self, place: Place) -> str:
         """The key of a sample that could not be read, from its shard's sidecar; its row number without one."""
@@ -107,6 +144,13 @@ class Source:
             return str(pq.read_table(sidecar, columns=["key"]).column("key")[in_shard].as_py())
         except (OSError, pa.ArrowInvalid, IndexError, RunError):
             return f"row {place.row}"
+
+
+def num_kept(manifest: Manifest, config: SourceConfig, excluded_rows: Int64s) -> int:
+    """Samples of one epoch of a source: its kept clips, or their pairs with texts."""
+    if config.texts is not None:
+        return TextTable.read(config.texts, manifest, excluded_rows).num_pairs
+    return len(manifest) - len(excluded_rows)
 
 
 def texts_from(manifest: Manifest, config: SourceConfig) -> tuple[str, str]:

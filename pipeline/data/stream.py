@@ -28,7 +28,8 @@ from pipeline.data.index import Manifest
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
-from pipeline.data.sources import SourceConfig, read_exclude_lists
+from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
+from pipeline.data.text_table import table_hash
 from pipeline.data.transform import FrameFit
 from pipeline.errors import InputError, RunError
 
@@ -249,7 +250,10 @@ class Stream:
         ]
         self._hashes = tuple(hashes)
         self._excluded_rows = tuple(manifest.rows_named(self._excluded_names) for manifest in manifests)
-        sizes = [len(manifest) - len(rows) for manifest, rows in zip(manifests, self._excluded_rows, strict=True)]
+        sizes = [
+            num_kept(manifest, source, rows)
+            for manifest, source, rows in zip(manifests, self.config.sources, self._excluded_rows, strict=True)
+        ]
         for source, size in zip(self.config.sources, sizes, strict=True):
             if not size:
                 raise InputError(f"{source.shards} has no sample left after data.exclude")
@@ -297,6 +301,7 @@ class Stream:
             "shuffle_window_shards": self.config.shuffle_window_shards,
             "epoch_end": self.config.epoch_end,
             "excluded": [len(rows) for rows in self._excluded_rows],
+            "texts": [None if source.texts is None else table_hash(source.texts) for source in self.config.sources],
         }
 
 

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from pipeline import evaluate
-from pipeline.config import load_config
 from pipeline.errors import InputError
-from pipeline.evaluate import EvaluateConfig, main, parse_arguments
+from pipeline.evaluate import main, parse_arguments
 from pipeline.evaluation import page, retrieval
 from tests.pipeline.evaluation.painted import PaintedModel, PaintedReader, right_texts, write_queries
 
@@ -96,8 +95,3 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in ("sets.*.ties", "sets.*.long_texts", "sets.*.clips_per_video", "output", "device"):
         assert f"  {option}: " in text
-
-
-@pytest.mark.parametrize("path", sorted(Path("configs/evaluate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configs_are_valid(path: Path) -> None:
-    assert load_config(EvaluateConfig, [path]).sets
