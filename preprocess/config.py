@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.data.format import Reason
+from preprocess.caption import CaptionerConfig
 from preprocess.clips import ClipsConfig
 from preprocess.limits import LimitsConfig
 from preprocess.metadata import MetadataConfig
@@ -57,6 +58,7 @@ class PreprocessConfig(Section):
     metadata: MetadataConfig
     videos: VideosConfig
     texts: TextsConfig = TextsConfig()
+    captioner: CaptionerConfig = CaptionerConfig()
     clips: ClipsConfig = ClipsConfig()
     shards: ShardsConfig = ShardsConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -68,7 +70,8 @@ def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:
     """16 hex digits over what decides the bytes of a shard."""
     relevant = config.model_dump(
         mode="json",
-        include={"seed": True, "texts": {"require"}, "clips": True, "shards": True, "limits": True},
+        include={"seed": True, "texts": {"require"}, "clips": True, "shards": True, "limits": True, "captioner": True},
     )
+    del relevant["captioner"]["device"]
     relevant["ffmpeg"] = ffmpeg_version
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -88,6 +88,7 @@ class ShardWriter:
             path: temporary_path(path) for path in (self.tar_path, self.sidecar_path, self.failures_path)
         }
         self._rows: list[dict[str, Any]] = []
+        self.duration_s = 0.0
         self._failures = FailureTable(self._temporary[self.failures_path], shard)
         self._file = open(self._temporary[self.tar_path], "wb")  # noqa: SIM115 -- closed by publish or __exit__
         self._hashing = _HashingFile(self._file, hashlib.sha256())
@@ -106,10 +107,10 @@ class ShardWriter:
             path.unlink(missing_ok=True)
 
     @property
-    def num_samples(self) -> int:
-        return len(self._rows)
+    def num_failures(self) -> int:
+        return self._failures.num_rows
 
-    def add(self, media: Media, video_id: str, texts: ClipTexts, extra: Mapping[str, Any] | None = None) -> None:
+    def add(self, media: Media, video_id: str, texts: ClipTexts, caption_frame: int | None = None) -> None:
         """Append one sample."""
         clip = media.clip
         description = {
@@ -125,8 +126,9 @@ class ShardWriter:
             "caption": texts.caption,
             "caption_source": texts.caption_source,
             "sha256": hashlib.sha256(media.data).hexdigest(),
-            **(extra or {}),
+            **({"caption_frame": caption_frame} if caption_frame is not None else {}),
         }
+        self.duration_s += media.num_frames / media.fps
         key = sample_key(clip.clip_id)
         start = self._tar.tarstream.offset
         self._tar.write(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml, to_yaml
@@ -28,7 +29,7 @@ from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
 
-BYTES_KEYS = ("seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require")
+BYTES_KEYS = ("seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require", "captioner")
 """What decides the bytes of a shard; paths and worker counts are free to change."""
 
 ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts."""
@@ -55,7 +56,7 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> N
     resolved = yaml.safe_load(to_yaml(config))
     versions = {"ffmpeg_version": ffmpeg_version()}
     if path.exists() and versions_path.exists():
-        before = read_yaml(path) | json.loads(versions_path.read_text())
+        before = _with_defaults(read_yaml(path)) | json.loads(versions_path.read_text())
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
         differing = differing_keys(before, resolved | versions, keys)
         if differing:
@@ -71,6 +72,14 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> N
     config.output.mkdir(parents=True, exist_ok=True)
     write_atomically(versions_path, json.dumps(versions).encode())
     write_atomically(path, to_yaml(config).encode())
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with the options that came later at their defaults."""
+    try:
+        return PreprocessConfig.model_validate(saved).model_dump(mode="json")
+    except ValidationError:
+        return saved
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:

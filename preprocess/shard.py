@@ -6,8 +6,8 @@ for done in build_shard(plan.shard(12), tools, facts):    # VideoDone after each
 """
 
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import av
 import pyarrow as pa
 
 from pipeline.data.format import Reason
+from preprocess.caption import Captioner, open_captioner
+from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.cut import cut_clips
 from preprocess.ffmpeg_binary import ffmpeg_version
@@ -22,7 +24,7 @@ from preprocess.pack import ShardWriter
 from preprocess.plan import ShardPlan
 from preprocess.probe import probe_video
 from preprocess.records import Clip, ClipError, Failure, Media, Video
-from preprocess.texts import ClipTexts, Texts
+from preprocess.texts import Texts
 from preprocess.videos import VideoLocator
 
 
@@ -43,10 +45,16 @@ class Tools:
     config: PreprocessConfig
     locate: VideoLocator
     texts: Texts
+    captioner: Captioner | None
 
     @classmethod
     def open(cls, config: PreprocessConfig) -> "Tools":
-        return cls(config, VideoLocator(config.videos), Texts.open(config.texts, config.output))
+        return cls(
+            config,
+            VideoLocator(config.videos),
+            Texts.open(config.texts, config.output),
+            open_captioner(config.captioner, config.seed),
+        )
 
 
 def shard_facts(config_hash: str) -> dict[str, Any]:
@@ -69,35 +77,47 @@ def build_shard(
     plan: ShardPlan, tools: Tools, facts: dict[str, Any], poisoned: dict[str, str] | None = None
 ) -> Iterator[VideoDone]:
     """Write and publish one shard. Videos in `poisoned` (id -> what happened) killed a worker and are failed unread."""
-    with ShardWriter(tools.config.output, plan.name, facts) as writer:
+    config = tools.config
+    batches = CaptionBatches(tools.captioner, config.captioner, config.texts.require)
+    with ShardWriter(config.output, plan.name, facts) as writer:
         for video in plan.videos:
-            num_failures, duration_s = 0, 0.0
-            for outcome, texts in _deliver(video, tools, (poisoned or {}).get(video.video_id)):
-                if isinstance(outcome, Failure):
-                    writer.fail(outcome)
-                    num_failures += 1
-                else:
-                    writer.add(outcome, video.video_id, texts)
-                    duration_s += outcome.num_frames / outcome.fps
-            yield VideoDone(len(video.clips), num_failures, duration_s)
+            failures_before, duration_before_s = writer.num_failures, writer.duration_s
+            for outcome in _deliver(video, tools, (poisoned or {}).get(video.video_id)):
+                _write_all(writer, batches.add(outcome))
+            yield VideoDone(
+                len(video.clips), writer.num_failures - failures_before, writer.duration_s - duration_before_s
+            )
+        _write_all(writer, batches.finish())
         writer.publish()
 
 
-def _deliver(video: Video, tools: Tools, poison: str | None) -> Iterator[tuple[Media | Failure, ClipTexts]]:
+def _write_all(writer: ShardWriter, outcomes: Iterable[Outcome]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome.result, Failure):
+            writer.fail(outcome.result)
+        else:
+            writer.add(outcome.result, outcome.video_id, outcome.texts, outcome.caption_frame)
+
+
+def _deliver(video: Video, tools: Tools, poison: str | None) -> Iterator[Outcome]:
     """Every clip of `video` once, with its texts."""
     texts = {clip.clip_id: tools.texts.of(video.video_id, clip) for clip in video.clips}
     wanted: list[Clip] = []
     for clip in video.clips:
-        if texts[clip.clip_id].satisfies(tools.config.texts.require):
+        hoped = texts[clip.clip_id]
+        if tools.captioner is not None and hoped.caption is None:
+            hoped = replace(hoped, caption="to be written")
+        if hoped.satisfies(tools.config.texts.require):
             wanted.append(clip)
         else:
             detail = f"texts.require is {tools.config.texts.require}"
-            yield Failure(clip.clip_id, video.video_id, Reason.NO_TEXT, detail), texts[clip.clip_id]
+            failure = Failure(clip.clip_id, video.video_id, Reason.NO_TEXT, detail)
+            yield Outcome(video.video_id, failure, texts[clip.clip_id])
     if not wanted:
         return
-    for outcome in _decode(video.video_id, wanted, tools, poison):
-        clip_id = outcome.clip_id if isinstance(outcome, Failure) else outcome.clip.clip_id
-        yield outcome, texts[clip_id]
+    for result in _decode(video.video_id, wanted, tools, poison):
+        clip_id = result.clip_id if isinstance(result, Failure) else result.clip.clip_id
+        yield Outcome(video.video_id, result, texts[clip_id])
 
 
 def _decode(video_id: str, clips: list[Clip], tools: Tools, poison: str | None) -> Iterator[Media | Failure]:

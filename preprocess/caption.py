@@ -1,0 +1,188 @@
+"""Auxiliary captions for the middle frames of clips, by an open_clip CoCa or a transformers image-to-text model.
+
+    captioner = open_captioner(config, seed)          # None where config.kind is "none"
+    texts = captioner([image, ...], ["clip id", ...])  # uint8 [H, W, 3] RGB -> one text each, or None
+
+The model is loaded as its library loads it (architecture by name or by a file, weights by tag or by a file). What wrote
+a caption, with its settings, goes into `caption_source`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from pipeline.config import Section
+from pipeline.errors import InputError
+from preprocess.texts import clean_text
+
+Captioner = Callable[[Sequence[np.ndarray], Sequence[str]], list[str | None]]
+"""(images uint8 [H, W, 3], clip ids) -> texts."""
+
+
+class CaptionerConfig(Section):
+    """Which model writes captions for the middle frames."""
+
+    kind: Literal["none", "open_clip", "transformers"] = "none"
+    """none: only published captions; open_clip: a CoCa; transformers: any image-to-text model."""
+    model: str = "coca_ViT-L-14"
+    """open_clip: a model name, or the path of a model's JSON; transformers: a hub name or a local folder."""
+    pretrained: str = "mscoco_finetuned_laion2b_s13b_b90k"
+    """open_clip: a pre-trained tag, or the path of a checkpoint; transformers: a revision or empty."""
+    replace: bool = False
+    """Also caption clips that have a published caption."""
+    method: Literal["beam", "nucleus"] = "beam"
+    """beam: the most probable text; nucleus: sampled, seeded by clip."""
+    num_beams: int = Field(default=6, ge=1, le=64)
+    """Beams of the beam search."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus sampling draws from the most probable tokens that together hold this probability."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Nucleus sampling divides the logits by this."""
+    max_words: int = Field(default=20, ge=1, le=200)
+    """Longer captions are cut after this many words."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images a step; batches cross clips and videos, but not shards."""
+    device: str = "auto"
+    """auto: a GPU where there is one, else cpu; or cpu, cuda, cuda:1."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
+
+    @property
+    def source(self) -> str:
+        """What goes into `caption_source` of every caption that this config writes."""
+        way = f"beam {self.num_beams}" if self.method == "beam" else f"nucleus {self.top_p:g} t {self.temperature:g}"
+        names = [Path(name).name for name in (self.model, self.pretrained) if name]
+        return f"{self.kind}:{'/'.join(names)} {way}, at most {self.max_words} words"
+
+
+def open_captioner(config: CaptionerConfig, seed: int) -> Captioner | None:
+    """Load the model. An unknown name or a missing file is an `InputError`."""
+    if config.kind == "none":
+        return None
+    if config.kind == "open_clip":
+        return _OpenClipCaptioner(config, seed)
+    return _TransformersCaptioner(config, seed)
+
+
+def clip_seed(seed: int, clip_id: str) -> int:
+    """The seed of one clip's caption, whatever batch it is in."""
+    digest = hashlib.blake2b(f"{seed}:{clip_id}".encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def first_words(text: str, max_words: int) -> str | None:
+    """The first words of a caption as one clean line; None for an empty one."""
+    return clean_text(" ".join(text.split()[:max_words]))
+
+
+def _device_and_dtype(config: CaptionerConfig) -> tuple[Any, Any]:
+    import torch
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and name.startswith("cuda"))
+    return torch.device(name), torch.bfloat16 if bf16 else torch.float32
+
+
+class _OpenClipCaptioner:
+    """CoCa with our own decoding: open_clip's needs parts of transformers that version 5 removed."""
+
+    def __init__(self, config: CaptionerConfig, seed: int) -> None:
+        import open_clip
+
+        self._config, self._seed = config, seed
+        self._device, self._dtype = _device_and_dtype(config)
+        name = config.model
+        if name.endswith(".json"):
+            if not Path(name).is_file():
+                raise InputError(f"captioner.model: there is no file {name}")
+            open_clip.add_model_config(name)
+            name = Path(name).stem
+        try:
+            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=config.pretrained or None)
+        except (RuntimeError, OSError, ValueError) as error:
+            known = [model for model in open_clip.list_models() if model.startswith("coca")]
+            raise InputError(
+                f"captioner: cannot load {config.model} with {config.pretrained!r} ({error}); CoCa models: {known}"
+            ) from None
+        if not hasattr(model, "text_decoder"):
+            raise InputError(f"captioner.model: {config.model} has no text decoder; take a CoCa, such as coca_ViT-L-14")
+        self._model = model.eval().to(self._device)
+        self._transform = transform
+        self._tokenizer = open_clip.get_tokenizer(name)
+
+    def __call__(self, images: Sequence[np.ndarray], clip_ids: Sequence[str]) -> list[str | None]:
+        import torch
+
+        from preprocess.generate import Rules, beam_search, nucleus
+
+        pixels = torch.stack([self._transform(Image.fromarray(image)) for image in images]).to(self._device)
+        start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
+        # A word is seldom more than two tokens; the model's own context is the other limit.
+        longest = min(2 * self._config.max_words, self._model.context_length - 2)
+        rules = Rules(start, end, max_tokens=longest)
+        bf16 = self._dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=bf16):
+            latent, embeddings = self._model._encode_image(pixels)
+
+            def step(tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+                answer = self._model(
+                    None, tokens, image_latent=latent[image], image_embs=embeddings[image], output_labels=False
+                )
+                logits: torch.Tensor = answer["logits"][:, -1]
+                return logits
+
+            if self._config.method == "beam":
+                tokens = beam_search(step, len(images), rules, self._config.num_beams, self._device)
+            else:
+                seeds = [clip_seed(self._seed, clip_id) for clip_id in clip_ids]
+                settings = {"top_p": self._config.top_p, "temperature": self._config.temperature}
+                tokens = nucleus(step, rules, seeds=seeds, device=self._device, **settings)
+        return [first_words(self._tokenizer.decode(text), self._config.max_words) for text in tokens]
+
+
+class _TransformersCaptioner:
+    """Any transformers model that turns an image into text (BLIP, GIT, ViT-GPT2, ...), by its own `generate`."""
+
+    def __init__(self, config: CaptionerConfig, seed: int) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._config, self._seed = config, seed
+        self._device, self._dtype = _device_and_dtype(config)
+        revision = {"revision": config.pretrained} if config.pretrained and not Path(config.model).is_dir() else {}
+        try:
+            self._processor = AutoProcessor.from_pretrained(config.model, **revision)
+            model = AutoModelForImageTextToText.from_pretrained(config.model, **revision)
+        except (OSError, ValueError) as error:
+            raise InputError(f"captioner.model: cannot load {config.model}: {str(error).splitlines()[0]}") from None
+        self._model = model.eval().to(self._device, self._dtype)
+
+    def __call__(self, images: Sequence[np.ndarray], clip_ids: Sequence[str]) -> list[str | None]:
+        import torch
+
+        if self._config.method == "beam":
+            return self._generate(images, {"num_beams": self._config.num_beams, "do_sample": False})
+        settings = {"do_sample": True, "top_p": self._config.top_p, "top_k": 0, "temperature": self._config.temperature}
+        texts: list[str | None] = []
+        for image, clip_id in zip(images, clip_ids, strict=True):
+            # `generate` draws from the global generator: one image at a time, or a text would depend on its batch.
+            with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+                torch.manual_seed(clip_seed(self._seed, clip_id))
+                texts += self._generate([image], settings)
+        return texts
+
+    def _generate(self, images: Sequence[np.ndarray], settings: dict[str, Any]) -> list[str | None]:
+        import torch
+
+        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self._device, self._dtype)
+        with torch.no_grad():
+            tokens = self._model.generate(
+                pixel_values=pixels, max_new_tokens=2 * self._config.max_words + 2, **settings
+            )
+        texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
+        return [first_words(text, self._config.max_words) for text in texts]
