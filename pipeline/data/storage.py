@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import fsspec
 
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
 
 READ_RETRY_PAUSES_S = (0.1, 1.0, 5.0)
 MAX_OPEN_FILES = 64
@@ -126,14 +126,15 @@ class RemoteFolder:
         return {"_url": self._url, "_opened": None}
 
     def _asked(self, ask: Callable[[Any, str], Read]) -> Read:
-        try:
-            if self._opened is None:
+        if self._opened is None:
+            try:
                 self._opened = fsspec.core.url_to_fs(self._url)
+            except (ValueError, ImportError) as error:
+                raise InputError(f"cannot open {self._url}: {error}") from None
+        try:
             return ask(*self._opened)
         except OSError:
             raise
-        except ImportError as error:
-            raise RunError(f"cannot read {self._url}: {error}") from None
         except Exception as error:
             # Each store has its own error classes; here they mean what an OSError means.
             raise OSError(f"{type(error).__name__}: {error}") from error

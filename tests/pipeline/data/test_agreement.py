@@ -1,0 +1,138 @@
+"""Two real ranks: what goes wrong on one is known to both, and neither waits for ever."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.data import storage
+from pipeline.data.sources import SourceConfig
+from pipeline.data.stream import DataConfig, Stream
+from pipeline.errors import PipelineError
+
+pytestmark = pytest.mark.heavy
+MakeSet = Callable[..., Any]
+
+
+class Ones:
+    """A tokenizer; one that kills its process stands for a worker that the system kills."""
+
+    def __init__(self, kills: bool = False) -> None:
+        self.kills = kills
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        if self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(len(texts), 6, dtype=torch.int64)
+
+
+def stream_of(folder: Path, rank: int, kills: bool = False, **options: Any) -> Stream:
+    config = DataConfig(
+        sources=[SourceConfig(shards=str(folder))],
+        num_frames=2,
+        num_text_tokens=6,
+        **{"num_workers": 0, "shuffle": False, **options},
+    )
+    return Stream(config, global_batch_size=6, image_size_px=32, tokenize=Ones(kills), seed=7, rank=rank, world_size=2)
+
+
+def outcome(act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except PipelineError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def a_bad_sample_is_in_the_state_of_both(folder: Path, rank: int) -> Any:
+    stream = stream_of(folder, rank)
+    (batch,) = islice(stream, 1)
+    return stream.state_dict()["bad"], len(batch.bad)
+
+
+def the_tolerance_stops_both(folder: Path, rank: int) -> Any:
+    return outcome(lambda: next(iter(stream_of(folder, rank, max_bad_grace=0, max_bad_fraction=0.0))))
+
+
+def a_broken_file_system_on_one_stops_both(folder: Path, rank: int) -> Any:
+    def broken(*_: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    stream, real, pauses = stream_of(folder, rank), os.pread, storage.READ_RETRY_PAUSES_S
+    if rank == 1:
+        os.pread, storage.READ_RETRY_PAUSES_S = broken, (0.0,)
+    try:
+        return outcome(lambda: next(iter(stream)))
+    finally:
+        os.pread, storage.READ_RETRY_PAUSES_S = real, pauses
+
+
+def a_killed_worker_of_one_stops_both(folder: Path, rank: int) -> Any:
+    return outcome(lambda: next(iter(stream_of(folder, rank, kills=rank == 1, num_workers=rank))))
+
+
+def wrong_input_on_the_first_reaches_both(folder: Path, rank: int) -> Any:
+    return outcome(lambda: stream_of(folder / "nowhere" if rank == 0 else folder, rank))
+
+
+def the_end_of_one_stops_the_other(folder: Path, rank: int) -> Any:
+    batches = iter(stream_of(folder, rank))
+    if rank == 1:
+        os._exit(0)
+    return outcome(lambda: next(batches))
+
+
+CASES = [
+    a_bad_sample_is_in_the_state_of_both,
+    the_tolerance_stops_both,
+    a_broken_file_system_on_one_stops_both,
+    a_killed_worker_of_one_stops_both,
+    wrong_input_on_the_first_reaches_both,
+    the_end_of_one_stops_the_other,
+]
+
+
+def be_rank(rank: int, folder: Path, store: Path, results: Connection) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for case in CASES:
+        results.send(case(folder, rank))
+    os._exit(0)
+
+
+def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> None:
+    written = make_set([4, 3])
+    member = written.members(1)[0]  # row 4: in the second rank's half of the first batch
+    with open(written.tar(1), "r+b") as tar:
+        tar.seek(member["media_offset"] + 100)
+        tar.write(b"\xff\x00\xff\x00")
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(2)]
+    ranks = [
+        context.Process(target=be_rank, args=(rank, written.folder, tmp_path / "store", pipes[rank][1]))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    answers: list[list[Any]] = [[], []]
+    for rank, number in [(0, 6), (1, 5)]:
+        for _ in range(number):
+            assert pipes[rank][0].poll(120), f"rank {rank} hangs in {CASES[len(answers[rank])].__name__}"
+            answers[rank].append(pipes[rank][0].recv())
+    for process in ranks:
+        process.join(30)
+    named = [member["key"], f"{written.folder}/shards/000001.tar", "media_changed"]
+    assert answers[0][0] == ([named], 0) and answers[1][0] == ([named], 1)
+    for case in range(1, 5):
+        assert answers[0][case] == answers[1][case], CASES[case].__name__
+    assert answers[0][1].startswith("RunError: 1 bad samples in 6")
+    assert "Input/output error (tried 2 times)" in answers[0][2]
+    assert answers[0][3].startswith("RunError: a data worker of rank 1 was killed")
+    assert answers[0][4].startswith("InputError: ") and "has no manifest.parquet" in answers[0][4]
+    assert answers[0][5].startswith("RunError: another rank went away")
