@@ -236,6 +236,12 @@ class Engine:
             dist.all_reduce(square)
         return math.sqrt(value) if (value := square.item()) >= 0 else math.nan
 
+    def optimizer_step(self) -> int:
+        """How many updates the optimizer has made."""
+        optimizer = self.deepspeed.optimizer
+        base = optimizer if self.zero_stage == 0 else optimizer.optimizer
+        return max((int(state["step"]) for state in base.state.values() if "step" in state), default=0)
+
     def logit_scale(self) -> float:
         """exp of the logit scale parameter. All ranks."""
         parameter = self.module.get_parameter("logit_scale")

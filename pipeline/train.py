@@ -4,10 +4,11 @@ How a run starts, in this order: its own newest intact checkpoint (or the one `r
 `init_from`; else what `model` says (pre-trained CLIP, or random). This file builds the parts and hands them over.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
 from pipeline.errors import PipelineError, run_command
@@ -22,7 +23,7 @@ with quiet():
     from pipeline.checkpoint.rng import seed_everything
     from pipeline.checkpoint.save import Saver
     from pipeline.data.stream import Stream
-    from pipeline.dist import broadcast_value, is_main, rank, world_size
+    from pipeline.dist import broadcast_value, is_initialized, is_main, rank, world_size
     from pipeline.engine import Engine, start_distributed
     from pipeline.evaluation.retrieval import evaluate_retrieval
     from pipeline.gradient import Objective
@@ -43,23 +44,60 @@ Value = TypeVar("Value")
 def main(argv: list[str]) -> int:
     """Train; exit code 0 when the run is finished or was stopped so that it can go on."""
     config = parse_command_line(TrainConfig, argv, program="python -m pipeline.train", about=__doc__ or "")
+    group_is_ours = not is_initialized()
     with StopRequest() as stop:
         with quiet():
             device = start_distributed(config.engine)
         ownership = on_main(lambda: claim_folder(config))
         try:
             start_logging(config.run_folder / "logs")
-            run = build(config, device, stop, ownership.check if ownership else lambda: None)
-            if run.progress.step >= run.total_steps:
-                logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
-                return 0
-            outcome = train(run)
-            if outcome == "finished" and is_main():
-                write_atomically(config.run_folder / "COMPLETE", f"{run.progress.step}\n")
-            return 0
+            run_to_the_end(config, device, stop, ownership.check if ownership else lambda: None)
+        except PipelineError as error:
+            logger.error(f"stopped: {error}")
+            raise
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            leave_lost_group(error)
         finally:
             if ownership:
                 ownership.release()
+    if group_is_ours:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def run_to_the_end(
+    config: TrainConfig, device: torch.device, stop: StopRequest, check_ownership: Callable[[], None]
+) -> None:
+    """Build the run and train, unless it is finished already. All ranks."""
+    run = build(config, device, stop, check_ownership)
+    try:
+        if run.progress.step >= run.total_steps:
+            logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
+        elif train(run) == "finished" and is_main():
+            write_atomically(config.run_folder / "COMPLETE", f"{run.progress.step}\n")
+    finally:
+        if run.metrics is not None:
+            run.metrics.close()
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone. gloo has no error class of its own."""
+    lost = isinstance(error, torch.distributed.DistError)
+    words = ("gloo", "connection closed by peer", "connection reset by peer", "timed out waiting", "nccl")
+    return lost or any(word in str(error).lower() for word in words)
+
+
+def leave_lost_group(error: RuntimeError) -> NoReturn:
+    """End this process at once: the clean ways out wait for ranks that no longer exist."""
+    reason = " ".join(str(error).split())[:200]
+    message = (
+        f"rank {rank()}: another rank died or hangs ({reason}); see its log; the same command goes on from `latest`"
+    )
+    logger.error(message)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def on_main(action: Callable[[], Value]) -> Value | None:
@@ -117,7 +155,8 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
     seed_everything(config.seed, rank())
     progress = Progress()
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, engine)
+        param_names = [name for group in groups for name in group["param_names"]]
+        state = load_checkpoint(checkpoint, engine, param_names, config.run_folder / "checkpoints" / ".universal-load")
         set_hyperparameters(engine.param_groups, groups)
         progress = Progress(**state["progress"])
         stream.load_state_dict(state["stream"])

@@ -192,6 +192,7 @@ def save(run: Run) -> bool:
         "progress": asdict(run.progress),
         "stream": Stream.merge_states(streams),
         "zero_stage": run.engine.zero_stage,
+        "optimizer_step": run.engine.optimizer_step(),
     }
     protected = {run.progress.best_step} if run.progress.best_step is not None else set()
     return run.saver.save(run.engine, run.progress.step, state, protected)

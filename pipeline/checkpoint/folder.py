@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -93,17 +96,25 @@ def read_complete(folder: Path) -> dict[str, Any]:
     return content
 
 
-def find_damage(folder: Path, files: Iterable[str] | None = None) -> str | None:
-    """Why a checkpoint is not intact, or None. `files` limits the hashing to a share of the files."""
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Bring everything in `folder` to the disk, then write COMPLETE.json: from now on the checkpoint counts."""
+    files = {name: file_fact(folder / name) for name in content_files(folder)}
+    for name in files:
+        _sync(folder / name)
+    content = facts | {"format": FORMAT_VERSION, "files": files}
+    write_atomically(folder / COMPLETE, json.dumps(content | {"seal": _seal_of(content)}, indent=1))
+
+
+def find_damage(folder: Path) -> str | None:
+    """Why a checkpoint is not intact, or None."""
     try:
-        expected = read_complete(folder)["files"]
-        seal = folder_seal(expected)
-        if json.loads((folder / COMPLETE).read_text(encoding="utf-8")).get("seal") != seal:
+        content = read_complete(folder)
+        if content.pop("seal", None) != _seal_of(content):
             return f"{folder}: {COMPLETE} is damaged"
-        present = set(content_files(folder))
-        if missing := sorted(set(expected) - present):
+        expected = content["files"]
+        if missing := sorted(set(expected) - set(content_files(folder))):
             return f"{folder}: {missing[0]} is missing"
-        for name in sorted(expected) if files is None else files:
+        for name in sorted(expected):
             size = (folder / name).stat().st_size
             if size != expected[name]["bytes"]:
                 return f"{folder}: {name} has {size} bytes, should have {expected[name]['bytes']}"
@@ -111,14 +122,14 @@ def find_damage(folder: Path, files: Iterable[str] | None = None) -> str | None:
                 return f"{folder}: {name} is damaged (its SHA-256 differs)"
     except ValueError as error:
         return str(error)
-    except (OSError, KeyError, TypeError) as error:
-        return f"{folder}: cannot be read: {error!r}"
+    except OSError as error:
+        return f"{folder}: cannot be read: {error}"
     return None
 
 
-def folder_seal(files: dict[str, Any]) -> str:
-    """One hash over the whole list of files: damage within COMPLETE.json itself is seen too."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _seal_of(content: dict[str, Any]) -> str:
+    """One hash over the rest of COMPLETE.json, so that damage within that file is seen too."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_latest(run_folder: Path) -> Path | None:
@@ -149,7 +160,11 @@ def remove_staging(run_folder: Path) -> None:
     """Remove what attempts to save left behind when they died."""
     for path in (run_folder / "checkpoints").glob(".staging-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in [*run_folder.glob(".*.tmp"), *(run_folder / "checkpoints").glob(".removing-*")]:
+    for path in [
+        *run_folder.glob(".*.tmp"),
+        *(run_folder / "checkpoints").glob(".removing-*"),
+        *(run_folder / "checkpoints").glob(".universal-*"),
+    ]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

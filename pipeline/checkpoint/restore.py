@@ -1,7 +1,7 @@
 """Restore: choose the newest intact checkpoint and load it into the engine.
 
 checkpoint = choose_checkpoint(run_folder, "auto")
-state = load_checkpoint(checkpoint, engine)          # step, stream state, counters
+state = load_checkpoint(checkpoint, engine, ...)        # step, stream state, counters
 """
 
 import json
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from pipeline.checkpoint.folder import find_damage, newest_intact, read_complete, read_latest
 from pipeline.checkpoint.rng import rank_name, set_random_state
 from pipeline.checkpoint.save import ENGINE_FOLDER
+from pipeline.checkpoint.universal import moments_by_name, report_conversion
 from pipeline.dist import broadcast_value, is_main, world_size
 from pipeline.engine import Engine
 from pipeline.errors import InputError, RunError
 from pipeline.log import logger
+from pipeline.partitions import fill_engine
 
 
 def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
@@ -54,16 +57,22 @@ def _named_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
-    """Load weights, optimizer and random states; returns state.json. All ranks."""
-    facts = read_complete(checkpoint)
+def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], scratch: Path) -> dict[str, Any]:
+    """Load weights, optimizer and random states; returns state.json. All ranks.
+
+    Saved by the same number of ranks under the same stage, DeepSpeed's files are loaded as they are, to the last bit;
+    else they are converted. `param_names` are those of the optimizer's groups, `scratch` a folder for the conversion.
+    """
+    saved_ranks = read_complete(checkpoint)["num_ranks"]
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if facts["num_ranks"] != world_size() or state["zero_stage"] != engine.zero_stage:
-        raise InputError(
-            f"{checkpoint} was saved by {facts['num_ranks']} ranks under ZeRO {state['zero_stage']}, this is "
-            f"{world_size()} ranks under ZeRO {engine.zero_stage}"
-        )
-    engine.load(checkpoint, ENGINE_FOLDER)
+    saved_stage = state["zero_stage"]
+    if (saved_ranks, saved_stage) == (world_size(), engine.zero_stage):
+        engine.load(checkpoint, ENGINE_FOLDER)
+    else:
+        report_conversion(checkpoint, (saved_ranks, saved_stage), (world_size(), engine.zero_stage))
+        weights = load_file(str(checkpoint / "model.safetensors"))
+        with moments_by_name(checkpoint / ENGINE_FOLDER, saved_stage, param_names, scratch) as moments:
+            fill_engine(engine, weights, moments, state["optimizer_step"])
     with safe_open(str(checkpoint / "rng.safetensors"), framework="pt") as random_states:
         if rank_name() in random_states.keys():  # noqa: SIM118 - not a mapping
             set_random_state(random_states.get_tensor(rank_name()))

@@ -8,7 +8,6 @@ by one that notes the error instead. A failed save leaves the checkpoints before
 """
 
 import json
-import os
 import secrets
 import shutil
 import time
@@ -23,15 +22,11 @@ from torch import Tensor
 
 from pipeline.checkpoint.engine_files import NotingCheckpointEngine
 from pipeline.checkpoint.folder import (
-    COMPLETE,
-    FORMAT_VERSION,
     LATEST,
     checkpoint_name,
-    content_files,
-    file_fact,
-    folder_seal,
     list_checkpoints,
     remove_checkpoint,
+    seal,
     step_of,
     sync_folder,
     to_remove,
@@ -136,18 +131,7 @@ class Saver:
         (staging / "config.yaml").write_text(self.config_text, encoding="utf-8")
 
     def _publish(self, staging: Path, step: int, protected: set[int]) -> None:
-        files = {name: file_fact(staging / name) for name in content_files(staging)}
-        facts = {
-            "format": FORMAT_VERSION,
-            "step": step,
-            "num_ranks": world_size(),
-            "torch": torch.__version__,
-            "files": files,
-            "seal": folder_seal(files),
-        }
-        for name in files:
-            _sync_file(staging / name)
-        write_atomically(staging / COMPLETE, json.dumps(facts, indent=1))
+        seal(staging, {"step": step, "num_ranks": world_size(), "torch": torch.__version__})
         final = staging.with_name(checkpoint_name(step))
         if final.exists():  # a damaged one of the same step that the restart passed over
             remove_checkpoint(final)
@@ -183,11 +167,3 @@ def _errors_of_all(action: Callable[[], None], *, only_main: bool) -> list[str]:
         for number, found in enumerate(gather_values(error))
         if found is not None
     ]
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -60,3 +60,127 @@ def close(engine: Engine) -> None:
     """Let go of an engine's hooks and buffers, so that the next case starts clean."""
     with contextlib.suppress(AttributeError):
         engine.deepspeed.destroy()
+
+
+def training_case(argv: list[str]) -> int:
+    """`python -m pipeline.train argv...` within the pool."""
+    from pipeline.train import main
+
+    return main(argv)
+
+
+def clamp_case(stage: int) -> dict[str, Any]:
+    """Push the logit scale past ln 200 and below 0; what the master, the module and the saved weights hold then."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found = {}
+    for direction in (-1.0, 1.0):
+        model = make_model()
+        engine = make_engine(stage, model, OptimConfig(lr=0.5, weight_decay=0.0, clip_norm=0.0))
+        engine.train()
+        batch = make_batch(8, rank=rank(), world_size=world_size())
+        for _ in range(20):
+            features = engine(video=batch.video_BTCHW, subtitle=batch.subtitle_BL)
+            rest = features.video_BD.sum() * 0 + features.subtitle_BD.sum() * 0
+            engine.backward(direction * features.logit_scale.log() + rest)
+            engine.step()
+        parameter = engine.module.get_parameter("logit_scale")
+        master = parameter if stage == 0 else safe_get_full_fp32_param(parameter)
+        with _whole(engine, parameter):
+            module = parameter.item()
+        found[direction] = (master.item(), module, engine.whole_weights().get("logit_scale", torch.zeros(1)).item())
+        close(engine)
+    return found
+
+
+def _whole(engine: Engine, parameter: nn.Parameter) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter]) if engine.zero_stage == 3 else contextlib.nullcontext()
+
+
+def trajectory_case(stage: int) -> list[dict[str, float]]:
+    """The golden run: 20 steps of the official preset on one batch."""
+    from safetensors.torch import load_file
+
+    from pipeline.model.clip_vip import CLIPViP
+    from pipeline.optim import set_learning_rate
+    from tests.pipeline.model import golden
+
+    recipe = golden.expected()["optimisation"]
+    optim = OptimConfig(
+        preset="official",
+        lr=recipe["lr"],
+        betas=recipe["betas"],
+        eps=recipe["eps"],
+        weight_decay=recipe["weight_decay"],
+        warmup=recipe["warmup_ratio"],
+        clip_norm=recipe["clip"],
+    )
+    engine = make_engine(stage, CLIPViP.from_config(golden.config()), optim)
+    engine.train()
+    inputs = load_file(str(golden.FOLDER / "inputs.safetensors"))
+    present = torch.ones(len(inputs["video_BTCHW"]), dtype=torch.bool)
+    objective = Objective(LossConfig(name="vsc_fc"))
+    rows = []
+    for step in range(1, recipe["steps"] + 1):
+        features = engine(
+            video=inputs["video_BTCHW"],
+            subtitle=inputs["subtitle_ids_BL"],
+            middle=inputs["frame_B1CHW"][:, 0],
+            caption=inputs["caption_ids_BL"],
+        )
+        loss, _ = objective(features, present, present)
+        engine.backward(loss)
+        norm, lr = engine.gradient_norm(), optim.lr_at(step, recipe["steps"])
+        set_learning_rate(engine.param_groups, lr)
+        engine.step()
+        scale = torch.tensor(engine.logit_scale()).log().item()
+        rows.append({"step": step, "loss": loss.item(), "lr": lr, "grad_norm": norm, "logit_scale": scale})
+    close(engine)
+    return rows
+
+
+def training_with_poison(argv: list[str], poisoned_steps: list[int]) -> tuple[int, str]:
+    """A run whose loss is no number at some steps; the exit code, or the message of its RunError."""
+    from unittest import mock
+
+    from pipeline.errors import PipelineError
+    from pipeline.train import main
+
+    calls = [0]
+    true_loss = Objective.__call__
+
+    def loss(self: Objective, *arguments: Any) -> Any:
+        calls[0] += 1
+        value, terms = true_loss(self, *arguments)
+        return (value * torch.nan if calls[0] in poisoned_steps else value), terms
+
+    with mock.patch.object(Objective, "__call__", loss):
+        try:
+            return main(argv), ""
+        except PipelineError as error:
+            return error.exit_code, str(error)
+
+
+def training_with_full_disk(argv: list[str], full_on_rank: int, full_at_step: int) -> int:
+    """A run during whose save at one step one rank can write no file over 64 KiB."""
+    import resource
+    from unittest import mock
+
+    from pipeline.checkpoint.save import Saver
+    from pipeline.train import main
+
+    true_write = Saver._write
+
+    def write(self: Saver, engine: Engine, staging: Any, step: int, state: Any) -> list[str]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if rank() == full_on_rank and step == full_at_step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+        try:
+            return true_write(self, engine, staging, step, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with mock.patch.object(Saver, "_write", write):
+        return main(argv)

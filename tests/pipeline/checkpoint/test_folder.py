@@ -1,0 +1,131 @@
+"""Damage in any file is seen and the checkpoint before is taken; what a crash leaves behind is no checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint.folder import (
+    COMPLETE,
+    checkpoint_name,
+    find_damage,
+    list_checkpoints,
+    newest_intact,
+    read_latest,
+    remove_checkpoint,
+    remove_staging,
+    seal,
+    set_aside,
+    to_remove,
+    write_atomically,
+)
+
+FILES = ("engine/mp_rank_00_model_states.pt", "model.safetensors", "rng.safetensors", "state.json", "config.yaml")
+
+
+def write_checkpoint(run: Path, step: int) -> Path:
+    folder = run / "checkpoints" / checkpoint_name(step)
+    (folder / "engine").mkdir(parents=True)
+    for number, name in enumerate(FILES):
+        (folder / name).write_bytes(bytes((step + number + place) % 251 for place in range(200 + 37 * number)))
+    seal(folder, {"step": step, "num_ranks": 1, "torch": "2"})
+    write_atomically(run / "latest", f"checkpoints/{folder.name}\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    return tmp_path
+
+
+def damage(path: Path, kind: str, where: float) -> None:
+    content = bytearray(path.read_bytes())
+    place = min(int(where * len(content)), len(content) - 1)
+    if kind == "removed":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[:place])
+    elif kind == "appended":
+        path.write_bytes(content + b"\0")
+    else:
+        content[place] ^= 1 << (place % 8)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*FILES, COMPLETE])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("removed", 0.0), ("appended", 0.0)]
+    + [("truncated", where) for where in (0.0, 0.01, 0.5, 0.999)]
+    + [("flipped", where) for where in (0.0, 0.13, 0.37, 0.61, 0.83, 1.0)],
+)
+def test_damage_is_seen_and_the_checkpoint_before_is_taken(run, name, kind, where):
+    newest = run / "checkpoints/step_00000020"
+    damage(newest / name, kind, where)
+    if find_damage(newest) is None:
+        # A flip within white space, or a letter's case in an escape, can leave the same JSON.
+        assert name == COMPLETE
+        assert json.loads((newest / COMPLETE).read_text())["step"] == 20
+        return
+    found, problems = newest_intact(run)
+    assert found == run / "checkpoints/step_00000010"
+    assert len(problems) == 1
+    assert "step_00000020" in problems[0]
+
+
+def test_an_intact_run_has_no_problem(run):
+    assert newest_intact(run) == (run / "checkpoints/step_00000020", [])
+
+
+def test_latest_may_be_missing_stale_or_nonsense(run):
+    assert read_latest(run) == run / "checkpoints/step_00000020"
+    for text in (None, "", "checkpoints/step_00000099\n", "\0\xff"):
+        (run / "latest").unlink(missing_ok=True)
+        if text is not None:
+            (run / "latest").write_bytes(text.encode("latin-1"))
+        assert read_latest(run) is None
+        assert newest_intact(run)[0] == run / "checkpoints/step_00000020"
+
+
+def test_a_crash_leaves_nothing_that_counts(run):
+    staging = run / "checkpoints/.staging-00000030-ab"
+    staging.mkdir()
+    (staging / "model.safetensors").write_bytes(b"half")
+    (run / "checkpoints/step_00000030").mkdir()
+    (run / ".latest.1.tmp").write_text("half")
+    found, problems = newest_intact(run)
+    assert found == run / "checkpoints/step_00000020"
+    assert "not finished" in problems[0]
+    remove_staging(run)
+    assert not staging.exists()
+    assert not (run / ".latest.1.tmp").exists()
+
+
+def test_foreign_names_are_not_checkpoints(run):
+    for name in ("step_", "step_abc", "step_00000030.bak", "old"):
+        (run / "checkpoints" / name).mkdir()
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_00000010", "step_00000020"]
+
+
+def test_removing_and_setting_aside(run):
+    remove_checkpoint(run / "checkpoints/step_00000010")
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_00000020"]
+    set_aside(run)
+    assert list_checkpoints(run) == []
+    assert (run / "checkpoints_before_1/step_00000020").is_dir()
+    assert read_latest(run) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep_last", "keep_every", "protected", "expected"),
+    [
+        ([10, 20, 30, 40], 1, 0, set(), [10, 20, 30]),
+        ([10, 20, 30, 40], 2, 20, set(), [10]),
+        ([10, 20, 30, 40], 1, 0, {10}, [20, 30]),
+        ([10], 3, 0, set(), []),
+    ],
+)
+def test_keep_policy(steps, keep_last, keep_every, protected, expected):
+    assert to_remove(steps, keep_last=keep_last, keep_every=keep_every, protected=protected) == expected

@@ -1,0 +1,80 @@
+"""What holds under every ZeRO stage: the clamp reaches the master weight, the official run is followed."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.engine import EngineConfig, deepspeed_config, resolve_device
+from pipeline.errors import InputError
+from tests.pipeline import cases
+from tests.pipeline.model import golden
+from tests.pipeline.ranks import RankPool
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    with RankPool(2, tmp_path_factory.mktemp("pool")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    with RankPool(1, tmp_path_factory.mktemp("pool")) as pool:
+        yield pool
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_logit_scale_is_clamped_on_the_master_weight(pair, stage):
+    for rank, found in enumerate(pair.run(cases.clamp_case, stage)):
+        for direction, bound in ((-1.0, math.log(200)), (1.0, 0.0)):
+            master, module, saved = found[direction]
+            assert master == pytest.approx(bound, abs=1e-6)
+            assert module == pytest.approx(bound, abs=1e-6)
+            if rank == 0:
+                assert saved == pytest.approx(bound, abs=1e-6)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "stage", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_twenty_official_steps_follow_the_golden_trajectory(single, stage):
+    """float32 against float64: rounding grows with every step, by less than this."""
+    for row, expected in zip(single.run(cases.trajectory_case, stage)[0], golden.expected()["trajectory"], strict=True):
+        assert row["lr"] == pytest.approx(expected["lr"], rel=1e-9)
+        assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3, abs=2e-4), row["step"]
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3, abs=1e-2), row["step"]
+        assert row["logit_scale"] == pytest.approx(expected["logit_scale"], abs=2e-6), row["step"]
+
+
+def test_repeating_a_derived_key_is_an_error():
+    for passthrough in ({"gradient_clipping": 1.0}, {"zero_optimization": {"stage": 2}}, {"bf16": {"enabled": True}}):
+        with pytest.raises(InputError, match="repeats what our own config decides"):
+            deepspeed_config(EngineConfig(), clip_norm=1.0, rows_per_rank=2, passthrough=passthrough)
+
+
+def test_engine_only_keys_pass_through():
+    made = deepspeed_config(
+        EngineConfig(zero_stage=2, precision="bf16"),
+        clip_norm=1.5,
+        rows_per_rank=2,
+        passthrough={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "wall_clock_breakdown": True},
+    )
+    assert made["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    assert made["gradient_clipping"] == 1.5
+    assert made["wall_clock_breakdown"] is True
+    assert made["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
+        ({"compile": True, "zero_stage": 3, "device": "cpu"}, "ZeRO 0 to 2"),
+    ],
+)
+def test_what_cannot_work_is_an_error_in_one_line(settings, message):
+    with pytest.raises(InputError, match=message):
+        resolve_device(EngineConfig.model_validate(settings))

@@ -1,0 +1,219 @@
+"""Interrupted equals uninterrupted: stopped, signalled, killed, on other ranks, under another ZeRO stage."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.checkpoint.folder import list_checkpoints, newest_intact, read_latest
+from pipeline.log import read_metrics
+from tests.pipeline import cases
+from tests.pipeline.data.conftest import Clip, ShardSet
+from tests.pipeline.ranks import RankPool, start_training
+from tests.pipeline.tiny import write_config
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of clips, one in five without a caption."""
+    written = ShardSet(tmp_path_factory.mktemp("shards") / "set")
+    for first in (0, 30):
+        clips = range(first, first + 30)
+        written.add_shard(
+            [
+                Clip(number, subtitle=f"word{7 * number % 61}", caption=f"thing{number % 23}" if number % 5 else None)
+                for number in clips
+            ]
+        )
+    return written.folder
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], RankPool]]:
+    """One pool per world size, made when first asked for."""
+    made: dict[int, RankPool] = {}
+
+    def get(world_size: int) -> RankPool:
+        if world_size not in made:
+            made[world_size] = RankPool(world_size, tmp_path_factory.mktemp("pool"))
+        return made[world_size]
+
+    yield get
+    for pool in made.values():
+        pool.close()
+
+
+def train(pool: RankPool, config: Path, *overrides: str) -> None:
+    assert set(pool.run(cases.training_case, [str(config), *overrides])) == {0}
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    """What a run logged about training, without what depends on the clock."""
+    kept = ("step", "train/")
+    return [
+        {key: value for key, value in row.items() if key.startswith(kept)}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    latest = read_latest(run)
+    assert latest is not None
+    return load_file(str(latest / "model.safetensors"))
+
+
+def assert_bitwise_equal(run: Path, reference: Path) -> None:
+    assert losses(run) == losses(reference)
+    ours, theirs = weights(run), weights(reference)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, pools, tmp_path_factory) -> Path:
+    """The run on one rank under ZeRO 0 that the others are compared with."""
+    config = write_config(tmp_path_factory.mktemp("reference"), shards)
+    train(pools(1), config)
+    return config.parent / "runs" / "run"
+
+
+def test_a_run_leaves_a_whole_folder(uninterrupted):
+    assert [row["step"] for row in losses(uninterrupted)] == list(range(1, 13))
+    assert newest_intact(uninterrupted) == (uninterrupted / "checkpoints/step_00000012", [])
+    assert (uninterrupted / "latest").read_text() == "checkpoints/step_00000012\n"
+    assert [path.name for path in list_checkpoints(uninterrupted)] == ["step_00000008", "step_00000012"]
+    assert (
+        json.loads((uninterrupted / "code.json").read_text())[0]["packages"]["torch"] == torch.__version__.split("+")[0]
+    )
+    assert (uninterrupted / "COMPLETE").exists()
+    assert not (uninterrupted / "owner.json").exists()
+
+
+def test_the_loss_goes_down(uninterrupted):
+    rows = losses(uninterrupted)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert rows[-1]["train/samples"] == 12 * 12
+
+
+def test_stopped_and_resumed_is_bitwise_equal(uninterrupted, shards, pools, tmp_path):
+    config = write_config(tmp_path, shards)
+    for step in (3, 4, 7):
+        train(pools(1), config, f"stop_at_step={step}")
+    train(pools(1), config)
+    assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
+    train(pools(1), config)  # a finished run stays as it is
+    assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(2, 1), (2, 3)])
+def test_resumed_on_two_ranks_is_bitwise_equal(shards, pools, tmp_path, world_size, stage):
+    runs = {}
+    for name, stops in (("whole", []), ("parts", ["stop_at_step=5"])):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, shards, engine={"zero_stage": stage})
+        for stop in stops:
+            train(pools(world_size), config, stop)
+        train(pools(world_size), config)
+        runs[name] = tmp_path / name / "runs/run"
+    assert_bitwise_equal(runs["parts"], runs["whole"])
+
+
+SMALL_STEPS = ((2, 1, 0), (4, 2, 3), (6, 1, 1), (8, 2, 2), (10, 1, 3), (12, 2, 0))
+"""(Until step, ranks, ZeRO stage): every stage is left and entered."""
+LARGE_STEPS = ((4, 4, 3), (8, 2, 3), (28, 3, 1))
+"""4 -> 2 -> 3 ranks, then 20 more steps."""
+
+
+@pytest.mark.parametrize("legs", [SMALL_STEPS, pytest.param(LARGE_STEPS, marks=pytest.mark.slow)], ids=str)
+def test_other_ranks_and_other_stages_go_on(shards, pools, tmp_path, legs):
+    changes = {
+        "optim": {"weight_decay": 0.5, "lr_multipliers": {"^logit_scale$": 10.0}},
+        "model": {"patch_dropout": 0.0},
+        "steps": legs[-1][0],
+    }
+    (tmp_path / "steady").mkdir()
+    (tmp_path / "changing").mkdir()
+    steady = write_config(tmp_path / "steady", shards, **changes)
+    changing = write_config(tmp_path / "changing", shards, **changes)
+    train(pools(1), steady)
+    for stop, world_size, stage in legs:
+        train(pools(world_size), changing, f"stop_at_step={stop}", f"engine.zero_stage={stage}")
+    ours, theirs = losses(tmp_path / "changing/runs/run"), losses(tmp_path / "steady/runs/run")
+    changes_at = {stop + 1 for stop, *_ in legs}
+    for row, expected in zip(ours, theirs, strict=True):
+        limit = 1e-5 if row["step"] in changes_at and row["step"] < 6 else 1e-3
+        assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=limit), row["step"]
+        assert row["train/logit_scale"] == pytest.approx(expected["train/logit_scale"], rel=1e-4), row["step"]
+        assert row["train/samples"] == expected["train/samples"]
+
+
+def test_a_signal_saves_and_leaves(uninterrupted, shards, tmp_path):
+    config = write_config(tmp_path, shards)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        process = start_training([str(config)], tmp_path / "out.txt")
+        steps_before = len(losses(tmp_path / "runs/run"))
+        wait_until(lambda steps=steps_before: len(losses(tmp_path / "runs/run")) > steps, process)
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / "out.txt").read_text()
+        if len(losses(tmp_path / "runs/run")) == 12:
+            break
+    finish(config, tmp_path)
+    assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
+
+
+def test_killed_at_random_points_is_bitwise_equal(uninterrupted, shards, tmp_path):
+    check_kills(uninterrupted, shards, tmp_path, kills=3, seed=1)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_points_is_bitwise_equal(uninterrupted, shards, tmp_path):
+    check_kills(uninterrupted, shards, tmp_path, kills=10, seed=2)
+
+
+def check_kills(reference: Path, shards: Path, folder: Path, *, kills: int, seed: int) -> None:
+    """SIGKILL at `kills` moments: every other one while a checkpoint is being written, the others between two steps."""
+    draw = random.Random(seed)
+    config = write_config(folder, shards, checkpoint={"every_steps": 1})
+    run = folder / "runs/run"
+    for number in range(kills):
+        process = start_training([str(config)], folder / "out.txt")
+        target = min(len(losses(run)) + draw.randrange(2), 11)
+        wait_until(lambda target=target: len(losses(run)) > target, process)
+        if number % 2:
+            wait_until(lambda: any((run / "checkpoints").glob(".staging-*")), process)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.join()
+    finish(config, folder)
+    assert_bitwise_equal(run, reference)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def finish(config: Path, folder: Path) -> None:
+    process = start_training([str(config)], folder / "out.txt")
+    process.join(120)
+    assert process.exitcode == 0, (folder / "out.txt").read_text()
+
+
+def wait_until(condition: Callable[[], bool], process: Any, limit_s: float = 120.0) -> None:
+    """Wait for `condition`, or for the process to end, whichever comes first."""
+    end = time.monotonic() + limit_s
+    while not condition() and process.is_alive():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
