@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 
@@ -29,3 +29,11 @@ class ClipsConfig(Section):
     """ffmpeg's hardware decoder (cuda, vaapi, ...); empty: software. Exempt from byte identity."""
     min_coverage: float = Field(default=0.5, gt=0, le=1)
     """Share of the span that must lie inside the video; below it the clip fails with `span_beyond_end`."""
+
+    @model_validator(mode="after")
+    def _fits_the_codec(self) -> "ClipsConfig":
+        if self.codec == "h264" and self.size_px % 2:
+            raise ValueError(f"h264 needs an even size_px, got {self.size_px}")
+        if self.codec == "mjpeg" and self.quality > 31:
+            raise ValueError(f"the quality of mjpeg goes from 1 to 31, got {self.quality}")
+        return self

@@ -3,18 +3,16 @@
 for outcome in cut_clips(path, probe, clips, config, limits):   # Media | Failure, in order of completion
 """
 
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import av
-
 from pipeline.data.format import Reason
+from preprocess.audio import copy_audio
 from preprocess.clips import ClipsConfig
 from preprocess.decode import EncodedFrame, decode_frames_of
 from preprocess.limits import LimitsConfig
+from preprocess.mux import encode_h264, mux_mjpeg
 from preprocess.probe import Probe
 from preprocess.records import Clip, ClipError, Failure, Media
 from preprocess.select import OPEN_END, Grid, Slots
@@ -37,7 +35,12 @@ def cut_clips(
     """Deliver each of `clips` once, as its media or as its failure."""
     ordered = sorted(clips, key=lambda clip: (clip.start_s, clip.clip_id))
     for start in range(0, len(ordered), CLIPS_PER_PASS):
-        yield from _one_pass(path, video_id, probe, ordered[start : start + CLIPS_PER_PASS], config, limits)
+        part = ordered[start : start + CLIPS_PER_PASS]
+        audio: dict[str, bytes] = {}
+        if config.audio and probe.audio_index is not None:
+            audio = copy_audio(path, probe.audio_index, part, limits)
+        for outcome in _one_pass(path, video_id, probe, part, config, limits):
+            yield outcome if isinstance(outcome, Failure) else replace(outcome, audio=audio.get(outcome.clip.clip_id))
 
 
 def _one_pass(
@@ -87,23 +90,9 @@ def _close(
         detail = f"{len(frames)} of {wanted} frames of {clip.start_s:g} to {clip.end_s:g} s lie inside the video"
         return Failure(clip.clip_id, video_id, Reason.SPAN_BEYOND_END, detail)
     first = frames[0]
-    data = mux_mjpeg([frame.data for frame in frames], grid.fps, first.width_px, first.height_px)
+    pictures = [frame.data for frame in frames]
+    if config.codec == "mjpeg":
+        data = mux_mjpeg(pictures, grid.fps, first.width_px, first.height_px)
+    else:
+        data = encode_h264(pictures, grid.fps, first.width_px, first.height_px, config.quality)
     return Media(clip, data, float(grid.fps), len(frames), first.width_px, first.height_px)
-
-
-def mux_mjpeg(frames: Sequence[bytes], fps: Fraction, width_px: int, height_px: int) -> bytes:
-    """An mp4 in which every packet is one of `frames`: the same bytes for the same input and library versions."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("mjpeg", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuvj420p"
-        stream.codec_context.color_range = 2
-        for number, frame in enumerate(frames):
-            packet = av.Packet(frame)
-            packet.stream = stream
-            packet.time_base = 1 / fps
-            packet.pts = packet.dts = number
-            packet.duration = 1
-            packet.is_keyframe = True
-            container.mux(packet)
-    return buffer.getvalue()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 import av.error
@@ -38,7 +38,7 @@ allocation invalid data."""
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """One picked frame, as a JPEG."""
+    """One picked frame: a JPEG, or raw yuv420p where the clips will be H.264."""
 
     slot: int
     data: bytes
@@ -89,23 +89,26 @@ def decode_command(
         frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = scale(frames, probe, clips)
+    codec: dict[str, Any] = (
+        {"vcodec": "mjpeg", "q:v": clips.quality} if clips.codec == "mjpeg" else {"vcodec": "rawvideo"}
+    )
     output = frames.output(
         "pipe:1",
         format="nut",
-        vcodec="mjpeg",
         fps_mode="passthrough",
         enc_time_base=f"1:{_TIME_BASE}",
         flags="+bitexact",
         fflags="+bitexact",
         threads=1,
-        **{"q:v": clips.quality},
+        **codec,
     )
     arguments = ("-nostdin", "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1")
     return list(output.global_args(*arguments).compile(cmd=find_ffmpeg()))
 
 
 def scale(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsConfig) -> "ffmpeg.nodes.FilterableStream":
-    """Scale to the delivered size and convert to BT.601 full range, which is what every JPEG decoder assumes."""
+    """Scale to the delivered size and convert to BT.601; full range for JPEGs, which every decoder takes them to be."""
+    jpeg = clips.codec == "mjpeg"
     side = clips.size_px
     if clips.resize == "squash":
         size = {"w": str(side), "h": str(side)}
@@ -118,11 +121,11 @@ def scale(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsCon
         in_color_matrix=probe.matrix,
         in_range="pc" if probe.full_range else "tv",
         out_color_matrix="bt601",
-        out_range="pc",
+        out_range="pc" if jpeg else "tv",
     )
     if clips.resize == "center_crop":
         frames = frames.filter("crop", side, side)
-    return frames.filter("setsar", 1).filter("format", "yuvj420p")
+    return frames.filter("setsar", 1).filter("format", "yuvj420p" if jpeg else "yuv420p")
 
 
 class _LimitedProcess:

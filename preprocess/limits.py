@@ -25,3 +25,8 @@ class LimitsConfig(Section):
     """Longest line of a metadata or text file; a longer one is skipped and counted."""
     formats: tuple[str, ...] = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mpegvideo", "h264")
     """Demuxers that may open a video (ffmpeg's short names); none of them follows references to other files."""
+
+
+def open_options(limits: LimitsConfig) -> dict[str, str]:
+    """Options with which libavformat may open a source video in this process."""
+    return {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}

@@ -316,4 +316,4 @@ def _line_of(number: int, video: Video) -> bytes:
 
 def video_of(content: list[Any]) -> Video:
     """The video of one line of the plan."""
-    return Video(content[1], tuple(Clip(*clip) for clip in content[2]))
+    return Video(content[1], tuple([Clip(*clip) for clip in content[2]]))

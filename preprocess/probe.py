@@ -11,7 +11,7 @@ import av
 import av.error
 
 from pipeline.data.format import Reason
-from preprocess.limits import LimitsConfig
+from preprocess.limits import LimitsConfig, open_options
 from preprocess.records import ClipError
 
 PROBE_TIMEOUT_S = 60.0
@@ -38,9 +38,8 @@ class Probe:
 def probe_video(path: Path, limits: LimitsConfig) -> Probe:
     """Open `path` under the demuxer and protocol lists and describe its first real video stream."""
     timeout_s = min(PROBE_TIMEOUT_S, limits.time_s)
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
     try:
-        with av.open(f"file:{path}", container_options=options, timeout=timeout_s) as container:
+        with av.open(f"file:{path}", container_options=open_options(limits), timeout=timeout_s) as container:
             return _describe(container, limits)
     except av.error.ExitError:
         raise ClipError(Reason.TIME_LIMIT, f"opening took over {timeout_s:g} s") from None

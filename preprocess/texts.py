@@ -19,6 +19,7 @@ from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows, table_kind
 from preprocess.records import Clip
+from preprocess.subtitle_files import SubtitleFiles
 from preprocess.text_index import TextIndex, build_index
 
 _ID_COLUMNS = ("clip_id", "image_id", "id", "key")
@@ -122,6 +123,8 @@ def _first(values: Iterator[str | None]) -> str | None:
 
 def _open_source(name: str, output: Path) -> Lookup:
     path = Path(name)
+    if "{video_id" in name:
+        return SubtitleFiles(name)
     if path.is_dir():
         return _LmdbTexts(path)
     return _IndexedTexts(index_folder(path, output))

@@ -110,6 +110,11 @@ def read_numbers() -> Callable[[bytes], list[int]]:
 
 
 @pytest.fixture
+def read_painted() -> Callable[[np.ndarray], int]:
+    return read_number
+
+
+@pytest.fixture
 def hdvila() -> Callable[..., Path]:
     return write_hdvila
 

@@ -1,0 +1,56 @@
+"""The audio of clips, copied from the source stream without decoding it: one small Matroska file per clip.
+
+    audio = copy_audio(path, probe.audio_index, clips, limits)      # clip id -> bytes
+
+Packets are kept whole, so a cut is exact to one packet (about 20 ms).
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+from preprocess.limits import LimitsConfig, open_options
+from preprocess.records import Clip
+
+
+def copy_audio(path: Path, stream_index: int, clips: Sequence[Clip], limits: LimitsConfig) -> dict[str, bytes]:
+    """The packets of each span; a clip without any packet, or of a stream that cannot be copied, is left out."""
+    packets: dict[str, list[Any]] = {clip.clip_id: [] for clip in clips}
+    with av.open(f"file:{path}", container_options=open_options(limits), timeout=limits.time_s) as source:
+        stream = source.streams[stream_index]
+        zero_s = (source.start_time or 0) / av.time_base
+        try:
+            for packet in source.demux(stream):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                time_s = float(packet.pts * packet.time_base) - zero_s
+                for clip in clips:
+                    if clip.start_s <= time_s and (clip.end_s is None or time_s < clip.end_s):
+                        packets[clip.clip_id].append(packet)
+        except av.error.FFmpegError:
+            pass  # a cut file: what came before the cut is good
+        return {
+            clip_id: data for clip_id, found in packets.items() if found and (data := _mux(found, stream)) is not None
+        }
+
+
+def _mux(packets: Sequence[Any], template: Any) -> bytes | None:
+    buffer = io.BytesIO()
+    try:
+        with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
+            stream = container.add_stream_from_template(template)
+            first = packets[0].pts or 0
+            for original in packets:
+                packet = av.Packet(bytes(original))
+                packet.time_base = original.time_base
+                packet.pts = packet.dts = (original.pts or 0) - first
+                packet.duration = original.duration
+                packet.stream = stream
+                container.mux(packet)
+    except (av.error.FFmpegError, ValueError):
+        return None
+    return buffer.getvalue()
