@@ -1,0 +1,105 @@
+"""The links of a chain: planned against what the links before them will have written.
+
+links = plan_links(options, shard_configs=[...], files={"pretrain": ..., "evaluate": ...})
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.options import Options
+from launch.run_folder import JobFolder
+from launch.shards import plan_shards, start_shards, submit_shards
+from launch.start import require, show, write_config
+from launch.submit import submit
+from launch.training import Plan, plan_training
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Link:
+    """One job of the chain (for shards: the arrays and their merge)."""
+
+    kind: str
+    folder: JobFolder
+    submit: Callable[[tuple[str, ...]], str]
+    """Queue it after these jobs; returns the id that the next link waits for."""
+    show: Callable[[], object]
+    ends_stage: bool = True
+    """The next link waits for this one; false for all shard sets but the last, which are written side by side."""
+
+
+def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, str]) -> list[Link]:
+    """Plan and check every link; InputError for the first that is wrong."""
+    overrides = split_overrides(options.overrides, ["shards", *files])
+    links: list[Link] = []
+    to_come: list[Path] = []
+    for number, config in enumerate(shard_configs):
+        mine = replace(options, config=(config,), overrides=overrides["shards"], name=None)
+        plan = plan_shards(mine)
+        to_come.append(plan.output)
+        links.append(
+            Link(
+                "shards",
+                JobFolder(plan.merge.work.run_folder),
+                lambda after, plan=plan, mine=mine: submit_shards(plan, mine, after),  # type: ignore[misc]
+                lambda plan=plan, mine=mine: start_shards(plan, mine),  # type: ignore[misc]
+                ends_stage=number == len(shard_configs) - 1,
+            )
+        )
+    trained: Path | None = None
+    for kind in ("pretrain", "finetune"):
+        if kind not in files:
+            continue
+        words = overrides[kind]
+        if kind == "finetune" and trained is not None and not any(word.startswith("init_from=") for word in words):
+            words = (*words, f"init_from={trained}")
+        mine = replace(options, config=(files[kind],), overrides=words, name=_name(options, kind))
+        training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
+        links.append(_link(kind, training, mine))
+        trained = training.job.work.run_folder
+        to_come.append(trained)
+    if "evaluate" in files:
+        from launch.slurm_evaluate import plan_evaluation
+
+        if trained is None:
+            raise InputError("--evaluate needs --pretrain or --finetune in the chain, or use launch/slurm_evaluate.py")
+        mine = replace(
+            options, config=(files["evaluate"],), overrides=overrides["evaluate"], name=_name(options, "evaluate")
+        )
+        links.append(_link("evaluate", plan_evaluation(mine, trained, tuple(to_come)), mine))
+    if not links:
+        raise InputError("an empty chain; give --shards, --pretrain, --finetune, --evaluate")
+    return links
+
+
+def _name(options: Options, kind: str) -> str | None:
+    return f"{options.name}_{kind}" if options.name else None
+
+
+def _link(kind: str, plan: Plan, options: Options) -> Link:
+    """A link of one job. What it lacks must come from the links before; anything else is refused here already."""
+    if not options.dry_run:
+        require(plan)
+
+    def send(after: tuple[str, ...]) -> str:
+        write_config(plan)
+        return submit(plan.job, options.site, after)
+
+    shown = replace(options, after=("<the job before>",))
+    return Link(kind, JobFolder(plan.job.work.run_folder), send, lambda: show(plan, shown))
+
+
+def split_overrides(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Overrides by link, without the link's name.
+
+    >>> split_overrides(["pretrain.optim.lr=1"], ["pretrain", "shards"])
+    {'pretrain': ('optim.lr=1',), 'shards': ()}
+    """
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for word in words:
+        link, _, rest = word.partition(".")
+        if link not in found or "=" not in rest:
+            raise InputError(f"override {word!r} must start with the name of a link of this chain: {', '.join(names)}")
+        found[link].append(rest)
+    return {name: tuple(rest) for name, rest in found.items()}

@@ -1,0 +1,188 @@
+"""Runs in the batch script around srun and decides whether the job is requeued. Standard library only.
+
+    python -m launch.guard started RUN_FOLDER --progress GLOB --finished FILE
+    python -m launch.guard ended   RUN_FOLDER --progress GLOB --finished FILE --code 137
+    python -m launch.guard timeout RUN_FOLDER ...        # after a SIGTERM: was it the time limit?
+
+SLURM requeues by itself after a lost node and after a preemption that outlasted its grace time, and does nothing when a
+rank is killed, when the run stopped on a signal, or when the time limit was reached before the ranks were done. Those
+are ours, as long as the job made progress since it last started.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.run_folder import JobFolder, Row, progress_mark, read_json
+
+WRONG_INPUT = 2
+MAX_FUTILE = 1
+"""A job that fails is requeued so often without progress."""
+MAX_FUTILE_SIGNALS = 3
+"""One that a signal stops while it starts: being preempted twice in a row is not its fault."""
+STOP_CODES = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known when srun came back."""
+
+    code: int
+    restart: int
+    """How often this job had been requeued when it started."""
+    state: str
+    """SLURM's state of the job now; empty where it cannot be asked."""
+    state_reason: str
+    restarts_now: int
+    finished: bool
+    futile: int = 0
+    """How often in a row this job was requeued before without getting further than now."""
+    rank_codes: tuple[int, ...] = ()
+    """Exit codes of the ranks that reported one, in the order of failing."""
+    may_requeue: bool = True
+    """The site allows it."""
+    excluded: str = ""
+    """Nodes that the preflight wants to be rid of."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows."""
+
+    action: str
+    """done, stop, requeue, or left: somebody else decided already."""
+    why: str
+
+
+def decide(end: Ending) -> Decision:
+    """Requeue, unless the work is done, cannot succeed, was cancelled, or gets nowhere."""
+    if end.finished:
+        return Decision("done", "finished")
+    if end.code == WRONG_INPUT or WRONG_INPUT in end.rank_codes:
+        return Decision("stop", "wrong input: running it again would fail in the same way")
+    timed_out = end.state in ("TIMEOUT", "COMPLETING") and end.state_reason == "TimeLimit"
+    if end.state != "RUNNING" and not timed_out:
+        if end.state == "PENDING" or end.restarts_now > end.restart:
+            return Decision("left", "SLURM requeued the job itself")
+        if end.state == "":
+            return Decision("stop", "SLURM does not answer; run the same command again to go on")
+        return Decision("left", "cancelled")
+    cause = _cause(end, timed_out)
+    if not end.may_requeue:
+        return Decision("stop", f"{cause}; requeue is off for this site, run the same command again to go on")
+    if end.futile >= (MAX_FUTILE_SIGNALS if _asked_to_stop(end) else MAX_FUTILE) and not end.excluded:
+        return Decision("stop", f"{cause}, and no progress since the last requeue: something must be put right first")
+    return Decision("requeue", cause)
+
+
+def _asked_to_stop(end: Ending) -> bool:
+    return not end.rank_codes and (end.code == 0 or end.code in STOP_CODES)
+
+
+def _cause(end: Ending, timed_out: bool) -> str:
+    if end.excluded:
+        return f"the preflight found {end.excluded} sick"
+    if timed_out:
+        return "the time limit came before the ranks were done"
+    if end.code == 0:
+        return "stopped by a signal, state saved"
+    if end.code > 128 and not end.rank_codes:
+        return f"a rank was ended by {signal.Signals(end.code - 128).name}"
+    return f"failed with exit code {(end.rank_codes or (end.code,))[0]}"
+
+
+def main(argv: list[str]) -> int:
+    """Record a start, or decide at the end; the exit code is that of the job."""
+    parser = argparse.ArgumentParser(prog="python -m launch.guard", description="see the head of launch/guard.py")
+    parser.add_argument("event", choices=("started", "ended", "timeout"))
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--progress", default="", help="files whose number and last name tell the progress")
+    parser.add_argument("--finished", default="", help="a file that exists when the work is done")
+    parser.add_argument("--no-requeue", action="store_true", help="decide and record, but never requeue")
+    parser.add_argument("--code", type=int, default=0, help="exit code of srun")
+    given = parser.parse_args(argv)
+    folder, job, restart = JobFolder(given.run_folder), job_name(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if given.event == "started":
+        row: Row = {"event": "started", "restart": restart, "progress": progress_mark(given.progress)}
+        folder.add_event(job, row | {"nodes": os.environ.get("SLURM_JOB_NODELIST", "")})
+        return 0
+    state, reason, restarts_now = ask_slurm(os.environ["SLURM_JOB_ID"])
+    if given.event == "timeout" and reason != "TimeLimit":
+        # A SIGTERM at the start of a grace time: the ranks are saving. Exit code 1: ask again later.
+        return 1
+    if not folder.claim_decision(job, restart):
+        return int(given.code)
+    exits = folder.exits(job, restart)
+    end = Ending(
+        code=given.code,
+        restart=restart,
+        state=state,
+        state_reason=reason,
+        restarts_now=restarts_now,
+        # Without such a file, a job that ended well is done.
+        finished=Path(given.finished).exists() if given.finished else given.code == 0,
+        futile=count_futile(folder.events(job), progress_mark(given.progress)),
+        rank_codes=tuple(row["code"] for row in exits),
+        may_requeue=not given.no_requeue,
+        excluded=(read_json(folder.path / "preflight" / f"{job}.{restart}.exclude") or {}).get("nodes", ""),
+    )
+    return carry_out(decide(end), end, folder, job, exits, progress_mark(given.progress))
+
+
+def count_futile(events: list[Row], progress: str) -> int:
+    """How many of the last requeues found the progress that there is now."""
+    count = 0
+    for row in reversed([row for row in events if row["event"] == "ended" and row["action"] == "requeue"]):
+        if row["progress"] != progress:
+            break
+        count += 1
+    return count
+
+
+def carry_out(decision: Decision, end: Ending, folder: JobFolder, job: str, exits: list[Row], progress: str) -> int:
+    """Record and say the decision, requeue if it says so; returns the exit code of the job."""
+    row: Row = {"event": "ended", "restart": end.restart, "code": end.code, "action": decision.action}
+    folder.add_event(job, row | {"why": decision.why, "progress": progress, "failed_ranks": exits[:8]})
+    print(f"[launch] {decision.action}: {decision.why} (progress: {progress or 'none yet'})", flush=True)
+    if decision.action == "requeue":
+        requeue(os.environ["SLURM_JOB_ID"], end.excluded)
+        return end.code or 1
+    return end.code if decision.action != "stop" else end.code or 1
+
+
+def requeue(job_id: str, exclude: str) -> None:
+    """Requeue the job, without the nodes in `exclude`: SLURM takes these only while the job is pending."""
+    done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
+    if done.returncode:
+        print(f"[launch] scontrol requeue failed: {done.stderr.strip()}", flush=True)
+    for _ in range(10 if exclude else 0):
+        update = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={exclude}"]
+        if subprocess.run(update, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.5)
+
+
+def job_name() -> str:
+    """The job id, `<array id>_<index>` for a task of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def ask_slurm(job_id: str) -> tuple[str, str, int]:
+    """State, reason and number of restarts of a job; ("", "", 0) where slurmctld does not answer."""
+    for _ in range(3):
+        done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True)
+        if done.returncode == 0:
+            facts = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+            return facts.get("JobState", ""), facts.get("Reason", ""), int(facts.get("Restarts", "0"))
+        time.sleep(1.0)
+    return "", "", 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

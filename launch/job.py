@@ -1,0 +1,110 @@
+"""What a task of a job does: find its rank, meet the others, check the nodes, then run an entry by its module name.
+
+    Work(kind="pretrain", run_folder=..., module="pipeline.train", argv=(...), distributed=True)
+      -> submitit starts `run_work(work, ...)` in every task -> RANK, WORLD_SIZE, ... -> pipeline.train.main(argv)
+
+submitit's own signal handlers act on rank 0 alone and swallow SIGTERM; they are removed here. Until the entry installs
+its own, a signal ends the task, and the guard in the batch script requeues the job.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.preflight import PreflightConfig, check
+from launch.rendezvous import Place, meet, read_place
+from launch.run_folder import JobFolder
+from pipeline.errors import PipelineError
+
+Kind = Literal["shards", "merge", "pretrain", "finetune", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One entry to run, and how the launcher can tell its progress."""
+
+    kind: Kind
+    run_folder: Path
+    module: str
+    argv: tuple[str, ...]
+    distributed: bool = False
+    """All tasks form one process group; else each task works alone."""
+    progress: str = ""
+    """Files (a glob) whose number and last name change with progress."""
+    finished: str = ""
+    """A file that exists once the work is done; empty: exit code 0 means done."""
+    argv_after_requeue: tuple[str, ...] = ()
+    """More arguments from the second start on: go on from what the job itself saved."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a task needs to know about the site."""
+
+    preflight: PreflightConfig
+    interface: str | None
+    exit_process: bool = True
+    """End the process with the entry's exit code, for srun to see; false: return it."""
+
+
+def run_work(work: Work, settings: TaskSettings) -> int:
+    """Called by submitit in every task."""
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    place = read_place()
+    set_rank_environment(place)
+    code, error = run_entry(work, settings, place)
+    if code:
+        row = {"time": time.time(), "rank": place.rank, "node": place.node, "code": code, "error": error}
+        JobFolder(work.run_folder).add_exit(place.job, place.restart, place.rank, row)
+    if code and settings.exit_process:
+        sys.stdout.flush()
+        sys.exit(code)
+    return code
+
+
+def set_rank_environment(place: Place) -> None:
+    """The variables that torchrun sets."""
+    os.environ |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_world_size),
+        "GROUP_RANK": str(place.rank // place.local_world_size),
+    }
+
+
+def run_entry(work: Work, settings: TaskSettings, place: Place) -> tuple[int, str]:
+    """Run the entry's `main`; returns its exit code and the line that says what went wrong."""
+    try:
+        store = meet_and_check(work, settings, place) if work.distributed and place.world_size > 1 else None
+        argv = [*work.argv, *(work.argv_after_requeue if place.restart else ())]
+        code = int(importlib.import_module(work.module).main(argv) or 0)
+        del store  # it had to live as long as the entry: on rank 0 it is the server
+        return code, "" if code == 0 else f"{work.module} returned {code}"
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code, str(error)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        return code, f"{work.module} left with exit code {code}"
+    except KeyboardInterrupt:
+        return 1, "interrupted"
+    except BaseException as error:
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def meet_and_check(work: Work, settings: TaskSettings, place: Place) -> Any:
+    """Let all ranks meet, then look at the nodes before training starts."""
+    folder = JobFolder(work.run_folder).path / "rendezvous"
+    store = meet(place, folder=folder, timeout_s=settings.preflight.meet_timeout_s, interface=settings.interface)
+    if work.kind in ("pretrain", "finetune"):
+        check(place, store, settings.preflight, work.run_folder)
+    return store

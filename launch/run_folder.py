@@ -1,0 +1,120 @@
+"""What the launcher keeps of a run: `runs/<name>/jobs/`. Standard library only: the guard of a batch script uses it.
+
+submissions.jsonl              a row per job: id, kind, nodes, what it depends on
+events/<job>.jsonl             a row per start and end of a job: step, exit code, decision, why
+exits/<job>.<restart>.<rank>   the error of a rank that failed
+preflight/<job>.<restart>      per-rank timings
+<job>_submission.sh            the sbatch script      <job>_<rank>_log.out    output, one file a rank
+
+folder = JobFolder(Path("runs/b32")); folder.events("1234")
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The `jobs` folder of one run. Nothing is created before the first write."""
+
+    run_folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.run_folder / "jobs"
+
+    def add_submission(self, row: Row) -> None:
+        """Append one submitted job."""
+        _append(self.path / "submissions.jsonl", row)
+
+    def submissions(self) -> list[Row]:
+        """All jobs ever submitted for this run, oldest first."""
+        return read_rows(self.path / "submissions.jsonl")
+
+    def add_event(self, job: str, row: Row) -> None:
+        """Append an event of `job`. A file per job: array tasks on many nodes must not write into one file."""
+        _append(self.path / "events" / f"{job}.jsonl", row)
+
+    def events(self, job: str) -> list[Row]:
+        """The events of one job, oldest first."""
+        return read_rows(self.path / "events" / f"{job}.jsonl")
+
+    def array_events(self, job: str) -> dict[str, list[Row]]:
+        """The events of a job and of all its array tasks, by job id."""
+        files = sorted((self.path / "events").glob(f"{job}_*.jsonl"))
+        return {file.stem: read_rows(file) for file in files} | ({job: self.events(job)} if self.events(job) else {})
+
+    def add_exit(self, job: str, restart: int, rank: int, row: Row) -> None:
+        """Keep why a rank failed."""
+        write_json(self.path / "exits" / f"{job}.{restart}.{rank}", row)
+
+    def exits(self, job: str, restart: int) -> list[Row]:
+        """Ranks that failed in one incarnation of a job, the first to fail first."""
+        rows = [read_json(file) for file in (self.path / "exits").glob(f"{job}.{restart}.*")]
+        return sorted((row for row in rows if row), key=lambda row: row["time"])
+
+    def claim_decision(self, job: str, restart: int) -> bool:
+        """Whether the caller is the first to decide what follows this incarnation of a job."""
+        path = self.path / "events" / f".{job}.{restart}.decided"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def log(self, job: str, rank: int = 0) -> Path:
+        """The output of one rank."""
+        return self.path / f"{job}_{rank}_log.out"
+
+
+def progress_mark(pattern: str) -> str:
+    """How far the work is, as a text that changes with progress: the number and the last name of the files found."""
+    found = sorted(glob(pattern)) if pattern else []  # noqa: PTH207 - an absolute pattern
+    return f"{len(found)} {Path(found[-1]).parent.name}/{Path(found[-1]).name}" if found else ""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `path` so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of `path`, None where it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON-lines file; a line that a crash cut off is passed over."""
+    rows = []
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _append(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"time": round(time.time(), 3)} | row) + "\n")

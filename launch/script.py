@@ -1,0 +1,54 @@
+"""The shell lines that go in front of srun in the sbatch script: the site's own, the environment, and the guard.
+
+The guard is an EXIT trap, because submitit would otherwise let the script end with whatever comes after srun, and the
+dependencies of other jobs hang on the exit code. A second, waiting process notices the time limit: there SLURM may kill
+the script before srun is back.
+
+    lines = setup_lines(site, work, code=Path(...))
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from launch.cluster import ClusterConfig
+from launch.job import Work
+
+GUARD = r"""
+launch_guard() { %(python)s -m launch.guard "$1" %(words)s "${@:2}"; }
+launch_on_exit() {
+    code=$?
+    trap '' TERM USR1 USR2 CONT
+    kill -HUP "$launch_watcher" 2>/dev/null
+    launch_guard ended --code "$code"
+    exit $?
+}
+launch_watch() {
+    sleep infinity & nap=$!
+    trap 'kill "$nap" 2>/dev/null; exit' HUP
+    trap : TERM USR1 USR2 CONT
+    wait "$nap"
+    kill "$nap" 2>/dev/null
+    # SIGTERM: the time limit, a cancellation, or the start of a grace time. Only the first needs more than the trap.
+    while sleep 2; do launch_guard timeout --code 143 && return; sleep 3; done
+}
+launch_guard started || exit 1
+launch_watch & launch_watcher=$!
+trap launch_on_exit EXIT
+# With a trap, bash outlives these signals and waits for srun, whose ranks are saving.
+trap : TERM USR1 USR2 CONT
+"""
+
+
+def setup_lines(site: ClusterConfig, work: Work, code: Path) -> list[str]:
+    """All lines between the #SBATCH block and srun; `code` holds the packages that the job runs."""
+    words = [str(work.run_folder), "--progress", work.progress, "--finished", work.finished]
+    words += [] if site.requeue else ["--no-requeue"]
+    guard = GUARD % {"python": shlex.quote(sys.executable), "words": shlex.join(words)}
+    return [
+        *site.setup,
+        # The job runs this code, also when it starts days later or is requeued after the checkout has changed.
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+        *(f"export {name}={shlex.quote(value)}" for name, value in site.env.items()),
+        *guard.strip().splitlines(),
+    ]

@@ -1,0 +1,139 @@
+"""The jobs that write one shard set: arrays over the tasks that have missing shards, and a merge after all of them.
+
+    config -> plan of the set (made here, once) -> missing shards -> tasks -> arrays below MaxArraySize -> merge
+
+Task i of n owns the shards k with k modulo n = i (`tasks` in preprocess/config.py). A task whose shards all exist is
+not submitted.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.cluster import ROOT, Resources
+from launch.job import Work
+from launch.options import Options
+from launch.run_folder import JobFolder
+from launch.scheduler import check_partition, max_array_size
+from launch.start import announce, hold_folder
+from launch.submit import Job, batch_script, run_debug, run_local, submit
+from launch.training import config_key
+from launch.wait import wait_for
+from pipeline.config import load_config, to_yaml
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The jobs of one shard set."""
+
+    output: Path
+    arrays: tuple[Job, ...]
+    """Empty where no shard is missing."""
+    merge: Job
+    config_text: str
+    config_file: Path
+    facts: tuple[str, ...]
+
+
+def add_shard_options(parser: argparse.ArgumentParser) -> None:
+    """Options of slurm_shards.py alone."""
+    parser.add_argument("--shards-per-task", type=int, default=16, help="most shards of one array task (default: 16)")
+    parser.add_argument("--throttle", type=int, help="tasks that run at a time (default: --nodes)")
+
+
+def plan_shards(options: Options) -> ShardPlan:
+    """Check the config, plan the set, find what is missing."""
+    from preprocess.config import PreprocessConfig
+    from preprocess.plan import make_plan
+    from preprocess.run import claim_folder, missing_shards
+
+    os.chdir(ROOT)
+    config = load_config(PreprocessConfig, options.config, options.overrides)
+    if config.tasks.count != 1:
+        raise InputError("tasks.index and tasks.count are chosen by the array; remove them from the config")
+    per_task, throttle = options.extra["shards_per_task"], options.extra["throttle"] or options.nodes
+    if per_task < 1 or throttle < 1:
+        raise InputError("--shards-per-task and --throttle are at least 1")
+    resources = Resources(cpus_per_task=options.site.cpus_per_node)
+    facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
+    # Made here, once, the plan is only opened by the tasks. It also refuses the folder of another config.
+    claim_folder(config)
+    max_line_bytes = config.limits.max_line_mb * 2**20
+    plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
+    count = max(min(options.nodes, plan.num_shards), math.ceil(plan.num_shards / per_task))
+    missing = missing_shards(plan, config)
+    indices = sorted({number % count for number in missing})
+    facts.append(f"{len(missing)} of {plan.num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
+
+    name = options.name or f"shards_{config.output.name}"
+    run_folder = (Path("runs") / name).resolve()
+    text = to_yaml(config.model_copy(update={"workers": config.workers or resources.cpus_per_task}))
+    config_file = JobFolder(run_folder).path / f"config-{config_key(text)}.yaml"
+    argvs = [(str(config_file), f"tasks.index={index}", f"tasks.count={count}") for index in indices]
+    progress = str(config.output.resolve() / "shards" / "*.parquet")
+    work = Work(kind="shards", run_folder=run_folder, module="preprocess.run", argv=(), progress=progress)
+    arrays = [Job(work, resources, name, array=part, throttle=throttle) for part in split(argvs, array_limit(options))]
+    merge = Work(kind="merge", run_folder=run_folder, module="launch.merge", argv=(str(config.output),))
+    return ShardPlan(
+        config.output, tuple(arrays), Job(merge, resources, f"{name}_merge"), text, config_file, tuple(facts)
+    )
+
+
+def array_limit(options: Options) -> int:
+    """Most tasks of one array. MaxArraySize 1001 is SLURM's default: indices 0 to 1000."""
+    limit = options.site.max_array_size
+    return limit or (max_array_size() if options.cluster == "slurm" else None) or 1000
+
+
+def split(tasks: Sequence[tuple[str, ...]], size: int) -> list[tuple[tuple[str, ...], ...]]:
+    """Parts of at most `size` tasks, of nearly equal length.
+
+    >>> [len(part) for part in split([("a",)] * 10, 4)]
+    [3, 3, 4]
+    """
+    parts = math.ceil(len(tasks) / size)
+    return [tuple(tasks[len(tasks) * n // parts : len(tasks) * (n + 1) // parts]) for n in range(parts)]
+
+
+def start_shards(plan: ShardPlan, options: Options) -> int:
+    """Dry run, or submit (and wait for the merge), or run here."""
+    for fact in plan.facts:
+        print(fact)
+    if options.dry_run:
+        print("# resolved config\n" + plan.config_text)
+        for job in (*plan.arrays, plan.merge) if options.cluster == "slurm" else ():
+            print("# sbatch script\n" + batch_script(job, options.site, options.after))
+        print("# nothing was submitted (--dry-run)")
+        return 0
+    write_shard_config(plan)
+    if options.cluster != "slurm":
+        run = run_local if options.cluster == "local" else run_debug
+        for job in (*plan.arrays, plan.merge):
+            code = run(job, options.site)
+            if code:
+                return code
+        return 0
+    last = submit_shards(plan, options, options.after)
+    announce(last, plan.merge.work)
+    return wait_for(last, JobFolder(plan.merge.work.run_folder)) if options.wait else 0
+
+
+def write_shard_config(plan: ShardPlan) -> None:
+    """Put the resolved config where the tasks read it."""
+    plan.config_file.parent.mkdir(parents=True, exist_ok=True)
+    plan.config_file.write_text(plan.config_text)
+
+
+def submit_shards(plan: ShardPlan, options: Options, after: tuple[str, ...]) -> str:
+    """Queue the arrays, and the merge after all of them; returns the id of the merge."""
+    hold_folder(JobFolder(plan.merge.work.run_folder))
+    write_shard_config(plan)
+    arrays = [submit(job, options.site, after) for job in plan.arrays]
+    for job_id in arrays:
+        print(f"queued array {job_id}")
+    # After any end: where a task failed, the merge says what is missing and fails, which stops a chain.
+    return submit(plan.merge, options.site, arrays or after, "afterany" if arrays else "afterok")

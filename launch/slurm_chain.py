@@ -1,0 +1,80 @@
+"""Shards, pre-training, fine-tuning and evaluation as one chain of jobs, each after the one before has ended well.
+
+    python launch/slurm_chain.py --nodes 8 --shards configs/preprocess/sample_train.yaml \\
+        --pretrain configs/tiny/pretrain.yaml --evaluate configs/tiny/evaluate.yaml pretrain.steps=100
+
+Every link may be left out. Overrides start with the name of their link. All links are checked before the first job is
+queued; when one fails, SLURM cancels those that depend on it, and `launch/status.py` of their folders says why.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: imports begin in the checkout, not in launch/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.chain import Link, plan_links
+from launch.options import find_config, make_parser, parse_options
+from launch.run_folder import JobFolder
+from launch.wait import wait_for
+from pipeline.errors import InputError, PipelineError, run_command
+
+ABOUT = "Queue shards -> pretrain -> finetune -> evaluate, each after the one before."
+LINKS = ("shards", "pretrain", "finetune", "evaluate")
+
+
+def main(argv: list[str]) -> int:
+    """Plan all links, then queue them."""
+    parser = make_parser("slurm_chain.py", ABOUT, None)
+    parser.add_argument(
+        "--shards", action="append", default=[], metavar="FILE", help="config of a shard set, may be repeated"
+    )
+    for name in LINKS[1:]:
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"config of the {name} link")
+    parser.add_argument("--shards-per-task", type=int, default=16, help="most shards of one array task (default: 16)")
+    parser.add_argument("--throttle", type=int, help="shard tasks that run at a time (default: --nodes)")
+    options = parse_options(parser, argv)
+    if options.cluster != "slurm":
+        raise InputError(f"a chain is made of SLURM jobs; with --cluster {options.cluster}, run the launchers in turn")
+    if options.config:
+        raise InputError("--config has no meaning for a chain; give --shards, --pretrain, --finetune, --evaluate")
+    chosen = {name: options.extra[name] for name in LINKS[1:] if options.extra[name]}
+    files = {name: str(find_config(file)) for name, file in chosen.items()}
+    links = plan_links(options, [str(find_config(file)) for file in options.extra["shards"]], files)
+    if options.dry_run:
+        for link in links:
+            print(f"##### {link.kind}")
+            link.show()
+        return 0
+    queued = queue(links, options.after)
+    for job, folder in queued if options.wait else []:
+        code = wait_for(job, folder)
+        if code:
+            print(f"job {job} failed; SLURM cancels what depends on it", file=sys.stderr)
+            return code
+    return 0
+
+
+def queue(links: list[Link], after: tuple[str, ...]) -> list[tuple[str, JobFolder]]:
+    """Queue all links, or none: when SLURM refuses one, those before it are cancelled."""
+    queued: list[tuple[str, JobFolder]] = []
+    waiting_for = after
+    done: list[str] = []
+    try:
+        for link in links:
+            job = link.submit(waiting_for)
+            queued.append((job, link.folder))
+            done.append(job)
+            if link.ends_stage:
+                waiting_for, done = tuple(done), []
+            print(f"queued job {job}: {link.kind} in {link.folder.run_folder}", flush=True)
+    except PipelineError:
+        if queued:
+            subprocess.run(["scancel", *(job for job, _ in queued)], capture_output=True)
+        raise
+    return queued
+
+
+if __name__ == "__main__":
+    run_command(main)

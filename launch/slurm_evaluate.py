@@ -1,0 +1,72 @@
+"""Evaluate on SLURM: `python launch/slurm_evaluate.py runs/b32 --config configs/evaluate/msrvtt.yaml [key=value ...]`.
+
+All ranks encode and rank their share; the numbers do not depend on how many there are.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: imports begin in the checkout, not in launch/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.cluster import ROOT, training_resources
+from launch.job import Work
+from launch.options import Options, make_parser, parse_options
+from launch.run_folder import JobFolder
+from launch.scheduler import check_partition
+from launch.start import start
+from launch.submit import Job
+from launch.training import Plan, config_key
+from pipeline.config import load_config, to_yaml
+from pipeline.errors import InputError, run_command
+
+ABOUT = "Evaluate a checkpoint on text-video retrieval sets, on SLURM, on this machine, or in this process."
+DEFAULT_CONFIG = "configs/evaluate/msrvtt.yaml"
+
+
+def plan_evaluation(options: Options, checkpoint: Path, to_come: tuple[Path, ...] = ()) -> Plan:
+    """Check an evaluation. `to_come` are folders that earlier links of a chain will have written."""
+    from pipeline.evaluate import EvaluateConfig, default_output
+
+    os.chdir(ROOT)
+    config = load_config(EvaluateConfig, options.config, options.overrides)
+    if config.output is None:
+        folder = default_output(checkpoint) if checkpoint.suffix else checkpoint / "evaluation"
+        config = config.model_copy(update={"output": folder})
+    promised = {path.resolve() for path in to_come}
+    wanted = [(chosen.shards, chosen.shards / "manifest.parquet") for chosen in config.sets.values()]
+    wanted += [(path, path) for chosen in config.sets.values() for path in (chosen.queries, *chosen.pairs.values())]
+    wanted.append((checkpoint, checkpoint))
+    missing = [
+        f"{path} does not exist" for owner, path in wanted if owner.resolve() not in promised and not path.exists()
+    ]
+    resources = training_resources(options.site, options.nodes)
+    facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
+    name = options.name or f"evaluate_{checkpoint.stem}"
+    run_folder = (Path("runs") / name).resolve()
+    text = to_yaml(config)
+    config_file = JobFolder(run_folder).path / f"config-{config_key(text)}.yaml"
+    argv = (str(checkpoint), str(config_file))
+    work = Work(kind="evaluate", run_folder=run_folder, module="pipeline.evaluate", argv=argv, distributed=True)
+    facts.append(f"{resources.num_tasks} ranks encode {', '.join(config.sets)}; reports go to {config.output}")
+    return Plan(Job(work, resources, name=name), text, config_file, tuple(facts), tuple(missing))
+
+
+def main(argv: list[str]) -> int:
+    """Plan the evaluation and start it."""
+    parser = make_parser("slurm_evaluate.py", ABOUT, DEFAULT_CONFIG)
+    parser.add_argument(
+        "--checkpoint", help="run folder, checkpoint, exported model or official .pt (or the first word)"
+    )
+    first = [argv[0]] if argv and not argv[0].startswith("-") and "=" not in argv[0] else []
+    options = parse_options(parser, [*argv[len(first) :], *(["--checkpoint", *first] if first else [])])
+    if options.extra["checkpoint"] is None:
+        raise InputError("which checkpoint? python launch/slurm_evaluate.py runs/NAME ...")
+    checkpoint = Path(options.extra["checkpoint"])
+    here = checkpoint.resolve() if checkpoint.exists() else ROOT / checkpoint
+    return start(plan_evaluation(options, here), options)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,68 @@
+"""The end of every launcher: show the plan, or check that nothing is missing and start it.
+
+return start(plan, options)
+"""
+
+from launch.job import Work
+from launch.options import Options
+from launch.run_folder import JobFolder
+from launch.submit import batch_script, run_debug, run_local, submit
+from launch.training import Plan, active_jobs
+from launch.wait import wait_for
+from pipeline.errors import InputError
+
+
+def start(plan: Plan, options: Options) -> int:
+    """Dry run, or submit (and wait), or run here."""
+    if options.dry_run:
+        show(plan, options)
+        return 0
+    require(plan)
+    write_config(plan)
+    for fact in plan.facts:
+        print(fact)
+    if options.cluster == "debug":
+        return run_debug(plan.job, options.site)
+    if options.cluster == "local":
+        return run_local(plan.job, options.site)
+    job = submit(plan.job, options.site, options.after)
+    announce(job, plan.job.work)
+    return wait_for(job, JobFolder(plan.job.work.run_folder)) if options.wait else 0
+
+
+def require(plan: Plan) -> None:
+    """Refuse a job that lacks something."""
+    if plan.missing:
+        raise InputError("; ".join(plan.missing))
+
+
+def hold_folder(folder: JobFolder) -> None:
+    """Refuse a folder for which a job is queued or running."""
+    busy = active_jobs(folder)
+    if busy:
+        raise InputError(f"{folder.run_folder} is the folder of {busy}; wait for it, cancel it, or give another --name")
+
+
+def write_config(plan: Plan) -> None:
+    """Put the resolved config where the job reads it."""
+    plan.config_file.parent.mkdir(parents=True, exist_ok=True)
+    plan.config_file.write_text(plan.config_text)
+
+
+def announce(job: str, work: Work) -> None:
+    """Say what was queued, and how to follow it."""
+    print(f"queued job {job}: {work.kind} in {work.run_folder}")
+    print(f"follow it with: python launch/status.py {work.run_folder}", flush=True)
+
+
+def show(plan: Plan, options: Options) -> None:
+    """Everything about a job that can be known before it is queued."""
+    print("# resolved config\n" + plan.config_text)
+    if options.cluster == "slurm":
+        print("# sbatch script\n" + batch_script(plan.job, options.site, options.after))
+    print("# checks")
+    for fact in plan.facts:
+        print(f"ok       {fact}")
+    for line in plan.missing:
+        print(f"missing  {line}")
+    print("# nothing was submitted (--dry-run)")

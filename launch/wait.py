@@ -1,0 +1,40 @@
+"""`--wait`: follow a job through its files in the run folder; SLURM is asked at most once a minute.
+
+code = wait_for("1234", JobFolder(Path("runs/b32")))
+"""
+
+import time
+
+from launch.run_folder import JobFolder
+from launch.scheduler import ACTIVE, accounted_state, job_states
+from pipeline.errors import RunError
+
+QUERY_INTERVAL_S = 60.0
+POLL_S = 2.0
+
+
+def wait_for(job: str, folder: JobFolder) -> int:
+    """Print the events of a job until it has ended; returns its exit code."""
+    shown, asked_at = 0, time.monotonic()
+    while True:
+        events = folder.events(job)
+        for event in events[shown:]:
+            print(f"job {job}: {describe(event)}", flush=True)
+        shown = len(events)
+        last = events[-1] if events else {"event": "", "action": ""}
+        if last["event"] == "ended" and last["action"] in ("done", "stop"):
+            return int(last["code"]) if last["action"] == "done" else int(last["code"]) or 1
+        if time.monotonic() - asked_at > QUERY_INTERVAL_S:
+            asked_at = time.monotonic()
+            state = job_states([job]).get(job) or accounted_state(job) or "gone"
+            if state.split()[0] not in ACTIVE:
+                raise RunError(f"job {job} ended as {state}; see python launch/status.py {folder.run_folder}")
+        time.sleep(POLL_S)
+
+
+def describe(event: dict[str, object]) -> str:
+    """One event in words."""
+    if event["event"] == "started":
+        again = f" again (requeue {event['restart']})" if event["restart"] else ""
+        return f"started{again} on {event['nodes']}"
+    return f"exit code {event['code']}; {event['action']}: {event['why']}"

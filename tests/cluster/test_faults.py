@@ -1,0 +1,103 @@
+"""Faults strike a training run on real nodes; it must come back in the same job with the same losses, bitwise.
+
+A fault strikes at a step drawn from a seed. A test fails when its fault did not land: the job must have started twice.
+"""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from drill import NUM_STEPS, SAVE_EVERY, Bench, draw
+from slurm import Cluster, wait_until
+
+Losses = dict[int, float]
+
+
+def strike_step(name: str) -> int:
+    """A step past the first checkpoint and well before the end."""
+    return draw(name, SAVE_EVERY + 1, NUM_STEPS * 2 // 3)
+
+
+def test_requeue(bench: Bench, reference: Losses) -> None:
+    job = bench.pretrain("requeue")
+    bench.await_step("requeue", strike_step("requeue"))
+    bench.cluster.run("scontrol", "requeue", job)
+    bench.await_end(job, "requeue")
+    bench.check_resumed("requeue", job, reference)
+
+
+def test_rank_killed_before_the_first_checkpoint(bench: Bench, reference: Losses) -> None:
+    job = bench.pretrain("killed_early")
+    bench.await_step("killed_early", draw("killed_early", 1, SAVE_EVERY // 2))
+    bench.cluster.kill_rank(job, rank=1)
+    bench.await_end(job, "killed_early")
+    bench.check_resumed("killed_early", job, reference)
+    ended = [row for row in bench.events("killed_early", job) if row["event"] == "ended"]
+    assert ended[0]["action"] == "requeue"
+
+
+def test_rank_killed_while_saving(bench: Bench, reference: Losses) -> None:
+    job = bench.pretrain("killed_saving")
+    bench.await_step("killed_saving", SAVE_EVERY)
+    bench.await_step("killed_saving", 2 * SAVE_EVERY - 1)
+    bench.await_save("killed_saving")
+    bench.cluster.kill_rank(job, rank=0)
+    bench.await_end(job, "killed_saving")
+    bench.check_resumed("killed_saving", job, reference)
+
+
+def test_time_limit(bench: Bench, reference: Losses) -> None:
+    job = bench.pretrain("limit")
+    bench.await_step("limit", strike_step("limit"))
+    # The limit comes soon from now on: how long it takes to get here depends on the machine.
+    ran_s = sum(
+        int(part) * unit for part, unit in zip(bench.cluster.job(job)["RunTime"].split(":"), (3600, 60, 1), strict=True)
+    )
+    bench.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={ran_s // 60 + 1}")
+    wait_until(lambda: len(bench.events("limit", job)) >= 2, 120, "the job notices its time limit")
+    wait_until(lambda: bench.cluster.state(job) == "PENDING", 60, "the job is requeued")
+    bench.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    bench.await_end(job, "limit")
+    bench.check_resumed("limit", job, reference)
+    ended = [row for row in bench.events("limit", job) if row["event"] == "ended"]
+    assert ended[0]["why"] == "stopped by a signal, state saved"
+
+
+def test_preemption(bench: Bench, reference: Losses) -> None:
+    preempt(bench, "preempted", reference)
+
+
+def test_node_down(bench: Bench, reference: Losses) -> None:
+    job = bench.pretrain("node")
+    bench.await_step("node", strike_step("node"))
+    node = bench.cluster.job(job)["NodeList"].removeprefix("n[").partition("-")[2].rstrip("]")
+    bench.cluster.kill_node(f"n{node}")
+    try:
+        wait_until(lambda: bench.cluster.state(job) == "PENDING", 120, "SLURM takes the node for dead")
+    finally:
+        bench.cluster.start_node(f"n{node}")
+    bench.await_end(job, "node")
+    bench.check_resumed("node", job, reference)
+
+
+def preempt(bench: Bench, name: str, reference: Losses) -> None:
+    """A job of a higher partition takes all nodes; the run gives way, saves, and comes back."""
+    job = bench.pretrain(name)
+    bench.await_step(name, strike_step(name))
+    urgent = ["srun", "-p", "urgent", "-N", str(bench.cluster.num_nodes), "--exclusive", "sleep", "3"]
+    subprocess.run(urgent, env=bench.cluster.env, check=True, capture_output=True, timeout=120)
+    bench.await_end(job, name)
+    bench.check_resumed(name, job, reference)
+    saved_at = next(row["progress"] for row in bench.events(name, job) if row["event"] == "ended")
+    assert not saved_at.endswith(f"step_{SAVE_EVERY:08d}/COMPLETE.json"), "state was not saved on the signal"
+
+
+@pytest.fixture(scope="module")
+def plain_cluster(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A second cluster that does not send the user's signal before preempting: only SIGTERM comes."""
+    with Cluster(tmp_path_factory.mktemp("plain") / "c", num_nodes=2, signal_before_preemption=False) as plain:
+        yield plain
+
+
+def test_preemption_with_sigterm_only(bench: Bench, plain_cluster: Cluster, reference: Losses) -> None:
+    preempt(Bench(plain_cluster, bench.folder), "sigterm", reference)

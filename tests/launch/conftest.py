@@ -1,0 +1,72 @@
+"""Stand-ins for SLURM's commands: small scripts on PATH, for what needs no real cluster."""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+Commands = Callable[..., Path]
+
+TINY_MODEL = {
+    "architecture": {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
+    "num_temporal": 2,
+}
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """commands(sinfo="echo ...") puts bash scripts first on PATH; returns their folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def put(**scripts: str) -> Path:
+        for name, body in scripts.items():
+            (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / name).chmod((folder / name).stat().st_mode | stat.S_IEXEC)
+        return folder
+
+    return put
+
+
+@pytest.fixture
+def site_file(tmp_path: Path) -> str:
+    """A site of CPU nodes."""
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"time": "60", "gpus_per_node": 0, "interface": "lo", "signal_lead_s": 30, "preflight": {"min_free_gb": 0}}
+            | {"env": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}}
+        )
+    )
+    return str(path)
+
+
+@pytest.fixture
+def train_file(tmp_path: Path) -> str:
+    """A training config whose shards exist, as far as the login node can see."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "manifest.parquet").write_bytes(b"")
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "probe",
+                "runs_dir": str(tmp_path / "runs"),
+                "steps": 4,
+                "data": {"sources": [{"shards": str(shards)}], "num_frames": 2, "num_text_tokens": 16},
+                "batch": {"global_batch_size": 16},
+                "model": TINY_MODEL,
+                "engine": {"precision": "fp32", "device": "cpu"},
+            }
+        )
+    )
+    return str(path)

@@ -1,0 +1,85 @@
+"""Chains: planned as a whole, queued as a whole."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.chain import Link, split_overrides
+from launch.run_folder import JobFolder
+from launch.slurm_chain import main, queue
+from pipeline.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _return_to_the_old_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path.cwd())
+
+
+def test_overrides_belong_to_a_link() -> None:
+    found = split_overrides(["pretrain.optim.lr=1", "shards.seed=2", "pretrain.steps=3"], ["shards", "pretrain"])
+    assert found == {"shards": ("seed=2",), "pretrain": ("optim.lr=1", "steps=3")}
+    with pytest.raises(InputError, match=r"'optim.lr=1' must start with the name of a link.*shards, pretrain"):
+        split_overrides(["optim.lr=1"], ["shards", "pretrain"])
+
+
+def make_link(kind: str, asked: list[tuple[str, tuple[str, ...]]], *, last: bool = True, refuse: bool = False) -> Link:
+    def send(after: tuple[str, ...]) -> str:
+        if refuse:
+            raise InputError("sbatch refused the job")
+        asked.append((kind, after))
+        return str(100 + len(asked))
+
+    return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, ends_stage=last)
+
+
+def test_every_stage_waits_for_all_of_the_stage_before() -> None:
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    links = [make_link("train", asked, last=False), make_link("heldout", asked), make_link("pretrain", asked)]
+    queue([*links, make_link("evaluate", asked)], after=("7",))
+    assert asked == [
+        ("train", ("7",)),
+        ("heldout", ("7",)),
+        ("pretrain", ("101", "102")),
+        ("evaluate", ("103",)),
+    ]
+
+
+def test_a_refused_link_takes_back_those_before(commands, tmp_path: Path) -> None:
+    commands(scancel=f'echo "$@" > {tmp_path}/cancelled')
+    with pytest.raises(InputError, match="refused"):
+        queue([make_link("pretrain", []), make_link("evaluate", [], refuse=True)], after=())
+    assert (tmp_path / "cancelled").read_text() == "101\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "an empty chain"),
+        (["--cluster", "local"], "a chain is made of SLURM jobs"),
+        (["--evaluate", "configs/pretrain/b32.yaml"], "--evaluate needs --pretrain or --finetune"),
+        (["--config", "configs/pretrain/b32.yaml"], "--config has no meaning for a chain"),
+    ],
+)
+def test_wrong_chains(site_file: str, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main(["--site", site_file, *words])
+
+
+def test_a_chain_is_planned_before_anything_is_queued(
+    commands, site_file: str, train_file: str, tmp_path: Path
+) -> None:
+    commands(sbatch=f"touch {tmp_path}/queued; echo Submitted batch job 1")
+    with pytest.raises(InputError, match=r"optim.lrr: unknown key"):
+        main(["--site", site_file, "--pretrain", train_file, "pretrain.optim.lrr=1"])
+    assert not (tmp_path / "queued").exists()
+
+
+def test_finetuning_starts_from_the_pretrained_run(
+    commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(sinfo="echo 'batch*|1:00:00|8|up'")
+    words = ["--name", "study", "--pretrain", train_file, "--finetune", train_file]
+    assert main(["--site", site_file, *words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"init_from: {tmp_path}/runs/study_pretrain" in shown
+    assert "name: study_finetune" in shown

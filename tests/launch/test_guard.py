@@ -1,0 +1,67 @@
+"""What follows the end of a job."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.guard import Ending, count_futile, decide
+from launch.run_folder import JobFolder, progress_mark
+
+FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restarts_now=0, finished=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "action", "why"),
+    [
+        ({"finished": True, "code": 0}, "done", "finished"),
+        ({"code": 2}, "stop", "wrong input"),
+        ({"code": 137, "rank_codes": (2,)}, "stop", "wrong input"),
+        ({}, "requeue", "exit code 1"),
+        ({"code": 137}, "requeue", "SIGKILL"),
+        ({"code": 0}, "requeue", "stopped by a signal"),
+        ({"state": "COMPLETING", "state_reason": "TimeLimit", "code": 143}, "requeue", "time limit"),
+        ({"state": "TIMEOUT", "state_reason": "TimeLimit", "code": 143}, "requeue", "time limit"),
+        ({"state": "COMPLETING", "code": 143}, "left", "cancelled"),
+        ({"state": "COMPLETING", "restarts_now": 1}, "left", "SLURM requeued"),
+        ({"state": "PENDING", "restarts_now": 1}, "left", "SLURM requeued"),
+        ({"state": ""}, "stop", "does not answer"),
+        ({"futile": 1}, "stop", "no progress"),
+        ({"futile": 1, "code": 143}, "requeue", "SIGTERM"),
+        ({"futile": 3, "code": 143}, "stop", "no progress"),
+        ({"futile": 1, "excluded": "n3"}, "requeue", "n3"),
+        ({"may_requeue": False}, "stop", "requeue is off"),
+    ],
+)
+def test_decisions(change: dict[str, object], action: str, why: str) -> None:
+    decision = decide(replace(FAILED, **change))
+    assert decision.action == action
+    assert why in decision.why
+
+
+def test_requeues_without_progress_are_counted() -> None:
+    rows = [{"event": "ended", "action": "requeue", "progress": mark} for mark in ("", "1 a", "2 b", "2 b")]
+    rows.insert(3, {"event": "started"})
+    assert count_futile(rows, "2 b") == 2
+    assert count_futile(rows, "3 c") == 0
+    assert count_futile([], "") == 0
+
+
+def test_progress_mark_changes_with_every_file(tmp_path: Path) -> None:
+    pattern = str(tmp_path / "step_*" / "COMPLETE.json")
+    marks = [progress_mark(pattern)]
+    for step in ("step_1", "step_2"):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "COMPLETE.json").touch()
+        marks.append(progress_mark(pattern))
+    (tmp_path / "step_1" / "COMPLETE.json").unlink()  # pruned: still a different mark than before step_2
+    marks.append(progress_mark(pattern))
+    assert len(set(marks)) == 4
+    assert "step_2" in marks[-1]
+
+
+def test_one_decision_per_incarnation(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    assert folder.claim_decision("7", 0)
+    assert not folder.claim_decision("7", 0)
+    assert folder.claim_decision("7", 1)

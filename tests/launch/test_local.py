@@ -1,0 +1,101 @@
+"""`--cluster local`: the same job as processes of this machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import Resources, load_site
+from launch.job import TaskSettings, Work, run_work
+from launch.run_folder import JobFolder
+from launch.submit import Job, run_debug, run_local
+
+PROBE = """
+import json, os, sys
+from pathlib import Path
+
+def main(argv):
+    from pipeline.errors import InputError
+    import torch.distributed as dist
+    import torch
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    facts = {name: os.environ.get(name) for name in names}
+    if int(facts["WORLD_SIZE"]) > 1:
+        dist.init_process_group("gloo")
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        facts["total"] = total.item()
+    Path(argv[0], f"rank{facts['RANK']}.json").write_text(json.dumps(facts))
+    print("rank", facts["RANK"], "says hello")
+    if "--fail" in argv and facts["RANK"] == "1":
+        raise InputError("rank 1 does not like this")
+    if "--crash" in argv:
+        raise ZeroDivisionError("by zero")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    return 0
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on PYTHONPATH with an entry called `launch_probe`."""
+    (tmp_path / "launch_probe.py").write_text(PROBE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def make_job(folder: Path, *words: str, nodes: int = 1) -> Job:
+    work = Work("pretrain", folder / "runs" / "probe", "launch_probe", (str(folder), *words), distributed=True)
+    return Job(work, Resources(nodes=nodes), name="probe")
+
+
+@pytest.mark.heavy
+def test_two_nodes_are_two_processes(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_local(make_job(probe, nodes=2), load_site(site_file, {})) == 0
+    facts = [json.loads((probe / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [fact["RANK"] for fact in facts] == ["0", "1"]
+    assert all(fact["WORLD_SIZE"] == "2" and fact["total"] == 2.0 for fact in facts)
+    shown = capfd.readouterr().out
+    assert "rank 0 says hello" in shown
+    assert "[preflight] 2 ranks on 1 nodes" in shown
+    report = next((probe / "runs" / "probe" / "jobs" / "preflight").glob("*.json"))
+    assert len(json.loads(report.read_text())["rows"]) == 2
+
+
+@pytest.mark.heavy
+def test_the_rank_that_failed_first_is_named(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {})) == 2
+    assert "rank 1 failed first: rank 1 does not like this" in capfd.readouterr().err
+
+
+def test_debug_runs_here_and_never_prompts(
+    probe: Path, site_file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    assert run_debug(make_job(probe), load_site(site_file, {})) == 0
+    assert run_debug(make_job(probe, "--crash"), load_site(site_file, {})) == 1
+    assert "ZeroDivisionError: by zero" in capfd.readouterr().err
+
+
+def test_arguments_after_a_requeue(probe: Path, monkeypatch: pytest.MonkeyPatch, site_file: str) -> None:
+    # A run that was started with resume=PATH must go on from its own checkpoint when it comes back.
+    environment = {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURMD_NODENAME": "n1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    work = Work("pretrain", probe / "runs", "launch_probe", (str(probe),), argv_after_requeue=("--crash",))
+    settings = TaskSettings(load_site(site_file, {}).preflight, None, exit_process=False)
+    assert run_work(work, settings) == 1
+    assert JobFolder(probe / "runs").exits("7", 1)[0]["error"] == "ZeroDivisionError: by zero"

@@ -1,0 +1,96 @@
+"""Arrays over missing shards."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.options import make_parser, parse_options
+from launch.shards import ShardPlan, add_shard_options, plan_shards, split, start_shards
+
+
+@pytest.fixture(autouse=True)
+def _return_to_the_old_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path.cwd())
+
+
+@pytest.fixture
+def shards_file(tmp_path: Path) -> str:
+    """A set of 20 shards, as far as the metadata go."""
+    span = ["00:00:00.000", "00:00:02.000"]
+    videos = [
+        {"video_id": f"video{n}", "url": "", "clip": [{"clip_id": f"video{n}.0.mp4", "span": span}]} for n in range(40)
+    ]
+    (tmp_path / "hdvila_part0.jsonl").write_text("".join(json.dumps(video) + "\n" for video in videos))
+    path = tmp_path / "shards.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "output": str(tmp_path / "set"),
+                "metadata": {"layout": "hdvila", "files": [str(tmp_path / "hdvila_part0.jsonl")]},
+                "videos": {"templates": [str(tmp_path / "{video_id}.{ext}")]},
+                "shards": {"clips_per_shard": 2},
+            }
+        )
+    )
+    return str(path)
+
+
+@pytest.fixture
+def plan(site_file: str, shards_file: str, commands):
+    commands(scontrol="echo 'MaxArraySize            = 3'")
+
+    def make(*words: str) -> ShardPlan:
+        parser = make_parser("slurm_shards.py", "about", shards_file)
+        add_shard_options(parser)
+        return plan_shards(parse_options(parser, ["--site", site_file, *words]))
+
+    return make
+
+
+def test_arrays_stay_below_max_array_size(plan) -> None:
+    made = plan("--shards-per-task", "3", "--nodes", "2")
+    assert [len(job.array) for job in made.arrays] == [2, 2, 3]  # 20 shards in 7 tasks, at most 3 tasks an array
+    assert all(job.throttle == 2 for job in made.arrays)
+    words = [argv[1:] for job in made.arrays for argv in job.array]
+    assert words == [(f"tasks.index={index}", "tasks.count=7") for index in range(7)]
+
+
+def test_only_what_is_missing_is_submitted(plan, tmp_path: Path) -> None:
+    plan()
+    (tmp_path / "set" / "shards").mkdir(exist_ok=True)
+    for number in range(20):
+        if number not in (5, 12):
+            (tmp_path / "set" / "shards" / f"{number:06d}.parquet").touch()
+    made = plan("--shards-per-task", "3")
+    assert [argv[1] for job in made.arrays for argv in job.array] == ["tasks.index=5"]  # 5 and 12 are 5 modulo 7
+    assert "2 of 20 shards are missing: 1 tasks" in made.facts[-1]
+
+
+def test_a_complete_set_is_only_merged(plan, tmp_path: Path) -> None:
+    plan()
+    (tmp_path / "set" / "shards").mkdir(exist_ok=True)
+    for number in range(20):
+        (tmp_path / "set" / "shards" / f"{number:06d}.parquet").touch()
+    assert plan().arrays == ()
+
+
+def test_split_is_even() -> None:
+    tasks = [(str(n),) for n in range(10)]
+    parts = split(tasks, 4)
+    assert [len(part) for part in parts] == [3, 3, 4]
+    assert [task for part in parts for task in part] == tasks
+    assert split([], 4) == []
+
+
+def test_dry_run_shows_every_script(plan, site_file: str, shards_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser("slurm_shards.py", "about", shards_file)
+    add_shard_options(parser)
+    words = ["--site", site_file, "--dry-run", "--nodes", "2", "--shards-per-task", "3"]
+    options = parse_options(parser, words)
+    assert start_shards(plan_shards(options), options) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("#SBATCH --array=") == 3
+    assert "#SBATCH --array=0-2%2" in shown
+    assert "shards_set_merge" in shown

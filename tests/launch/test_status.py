@@ -1,0 +1,101 @@
+"""What status.py makes of a run folder, with and without SLURM."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.run_folder import JobFolder, write_json
+from launch.status import main
+from pipeline.errors import InputError
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run that was requeued once and then failed."""
+    run = tmp_path / "runs" / "b32"
+    folder = JobFolder(run)
+    folder.add_submission({"job": "7", "kind": "pretrain", "nodes": 2, "after": []})
+    folder.add_event("7", {"event": "started", "restart": 0, "nodes": "n[1-2]"})
+    folder.add_event(
+        "7", {"event": "ended", "restart": 0, "code": 137, "action": "requeue", "why": "a rank was ended by SIGKILL"}
+    )
+    folder.add_event("7", {"event": "started", "restart": 1, "nodes": "n[1-2]"})
+    failed = [{"rank": 1, "node": "n2", "code": 1, "error": "disk full", "time": 1.0}]
+    row = {
+        "event": "ended",
+        "restart": 1,
+        "code": 1,
+        "action": "stop",
+        "why": "failed with exit code 1, and no progress",
+    }
+    folder.add_event("7", row | {"failed_ranks": failed})
+    folder.log("7", 0).write_text("all is well here\n")
+    folder.log("7", 1).write_text("first\nOSError: disk full\n")
+    rows = [{"rank": rank, "node": f"n{rank + 1}", "product_s": 0.01 * (rank + 1)} for rank in (0, 1)]
+    write_json(folder.path / "preflight" / "7.0.json", {"rows": rows, "findings": ["n2 is slow"], "fatal": []})
+    metrics = {"step": 40, "train/loss": 3.25, "speed/clips_per_s": 512.0, "speed/step_median_s": 2.0}
+    (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    (run / "logs").mkdir()
+    (run / "logs" / "rank_00000.log").write_text("1.6 M parameters, 100 steps of 1024 clips on 2 rank(s)\n")
+    (run / "checkpoints" / "step_00000040").mkdir(parents=True)
+    (run / "checkpoints" / "step_00000040" / "COMPLETE.json").write_text("{}")
+    return run
+
+
+def test_after_the_job_is_gone(run_folder: Path, commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands()
+    assert main([str(run_folder)]) == 0
+    captured = capsys.readouterr()
+    for part in (
+        "7 (pretrain, 2 nodes): gone from SLURM",
+        "stop: failed with exit code 1, and no progress",
+        "requeues    1",
+        "a rank was ended by SIGKILL",
+        "step        40 of 100",
+        "loss        3.2500",
+        "512 clips/s, 2.00 s a step, 2 min 0 s left",
+        "checkpoint  step_00000040",
+        "slowest     rank 1 on n2",
+        "n2 is slow",
+        "OSError: disk full",
+    ):
+        assert part in captured.out, part
+    assert "all is well here" not in captured.out, "the log of the failed rank is the one that matters"
+    assert captured.err == ""
+
+
+def test_one_query_while_it_runs(
+    run_folder: Path, commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(
+        squeue=f"echo asked >> {tmp_path}/asked; echo '7|7|7|RUNNING|None'", sacct=f"echo asked >> {tmp_path}/asked"
+    )
+    assert main([str(run_folder)]) == 0
+    assert "7 (pretrain, 2 nodes): RUNNING" in capsys.readouterr().out
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+def test_a_cancelled_link_says_which_job_failed_before(
+    run_folder: Path, commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(squeue="echo '8|8|8|CANCELLED|DependencyNeverSatisfied'")
+    evaluate = JobFolder(run_folder.parent / "evaluate_b32")
+    evaluate.add_submission({"job": "8", "kind": "evaluate", "nodes": 2, "after": ["7"]})
+    assert main([str(evaluate.run_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"job 7 in {run_folder} failed before it: disk full" in shown
+
+
+def test_by_name(
+    run_folder: Path, commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands()
+    monkeypatch.chdir(run_folder.parent.parent)
+    assert main(["b32"]) == 0
+    assert str(run_folder) in capsys.readouterr().out
+
+
+def test_no_such_run() -> None:
+    with pytest.raises(InputError, match="no run at nowhere"):
+        main(["nowhere"])
