@@ -99,8 +99,9 @@ def start_distributed(config: EngineConfig) -> torch.device:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     import deepspeed
 
-    # This compiled op serves inference alone; it would be built here, and leave shared memory behind after a SIGKILL.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Asking for this table tries out a compiler on every op. The one op it is asked about here serves inference alone,
+    # would be built on the spot, and leaves shared memory behind after a SIGKILL: an empty table says no.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return device
 
@@ -235,6 +236,15 @@ class Engine:
         if self.zero_stage > 0 and world_size() > 1:
             dist.all_reduce(square)
         return math.sqrt(value) if (value := square.item()) >= 0 else math.nan
+
+    def parameter_norm(self) -> float:
+        """Norm of all parameters. All ranks."""
+        parameters = list(self.module.parameters())
+        held = [p.ds_tensor if hasattr(p, "ds_tensor") else p.detach() for p in parameters]
+        square = torch.stack([norm.double() for norm in torch._foreach_norm(held)]).square().sum()
+        if self.zero_stage == 3 and world_size() > 1:
+            dist.all_reduce(square)
+        return math.sqrt(square.item())
 
     def optimizer_step(self) -> int:
         """How many updates the optimizer has made."""

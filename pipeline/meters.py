@@ -2,7 +2,7 @@
 
 clock = StepClock()
 clock.start(); ...; clock.mark("data"); ...; clock.mark("forward"); ...; clock.stop()
-clock.summary(clips_per_step=64)      # since the last summary; then starts anew
+clock.summary(64, work)              # since the last summary; then starts anew
 """
 
 import resource
@@ -12,6 +12,17 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a clip costs, and what all GPUs together could do."""
+
+    tokens_per_clip: int
+    flops_per_clip: float
+    """Forward and backward, without recomputation."""
+    peak_flops: float | None
+    """Operations a second over all GPUs; None where the peak is not known."""
 
 
 @dataclass
@@ -38,18 +49,22 @@ class StepClock:
         """A step ends. Evaluation and saving between steps are not part of any."""
         self._steps_s.append(time.perf_counter() - self._began)
 
-    def summary(self, clips_per_step: int) -> dict[str, float]:
-        """What to log, over the steps since the last call. Times are this rank's, counts are global."""
+    def summary(self, clips_per_step: int, work: Work) -> dict[str, float]:
+        """What to log, over the steps since the last call. Times are this rank's, counts are over all ranks."""
         total_s = sum(self._steps_s)
         if not self._steps_s or total_s == 0.0:
             return {}
+        clips_per_s = clips_per_step * len(self._steps_s) / total_s
         found = {
-            "speed/clips_per_s": clips_per_step * len(self._steps_s) / total_s,
+            "speed/clips_per_s": clips_per_s,
+            "speed/tokens_per_s": clips_per_s * work.tokens_per_clip,
             "speed/step_median_s": statistics.median(self._steps_s),
             "speed/step_worst_s": max(self._steps_s),
             "speed/data_wait": self._parts_s.get("data", 0.0) / total_s,
             "memory/peak_gb": peak_memory_bytes(self.device) / 1e9,
         }
+        if work.peak_flops is not None:
+            found["speed/mfu"] = clips_per_s * work.flops_per_clip / work.peak_flops
         found |= {f"time/{part}_s": spent / len(self._steps_s) for part, spent in self._parts_s.items()}
         self._steps_s, self._parts_s = [], {}
         return found

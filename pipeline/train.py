@@ -26,9 +26,10 @@ with quiet():
     from pipeline.dist import broadcast_value, is_initialized, is_main, rank, world_size
     from pipeline.engine import Engine, start_distributed
     from pipeline.evaluation.retrieval import evaluate_retrieval
+    from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
     from pipeline.log import MetricsFile, logger, start_logging
-    from pipeline.meters import StepClock
+    from pipeline.meters import StepClock, Work
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.model.weights import load_model, save_model
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
@@ -37,6 +38,7 @@ with quiet():
     from pipeline.signals import StopRequest
     from pipeline.train_config import TrainConfig
     from pipeline.trainer import Evaluate, Progress, Run, train
+    from pipeline.wandb_mirror import WandbMirror
 
 Value = TypeVar("Value")
 
@@ -58,6 +60,8 @@ def main(argv: list[str]) -> int:
         except RuntimeError as error:
             if not is_lost_rank(error):
                 raise
+            if ownership:
+                ownership.release()
             leave_lost_group(error)
         finally:
             if ownership:
@@ -80,6 +84,7 @@ def run_to_the_end(
     finally:
         if run.metrics is not None:
             run.metrics.close()
+        run.mirror.finish()
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
@@ -180,6 +185,13 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stop=stop,
         progress=progress,
         clock=StepClock(device),
+        work=work_of(config, model, device),
+        mirror=WandbMirror.start(
+            config.run_folder,
+            mode=config.log.wandb if is_main() else "off",
+            project=config.log.wandb_project,
+            config=config.model_dump(mode="json"),
+        ),
     )
 
 
@@ -191,6 +203,22 @@ def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
     if checkpoint is not None:
         model_config = model_config.model_copy(update={"pretrained": None})
     return CLIPViP.from_config(model_config)
+
+
+def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
+    """Tokens and operations of a clip, and the peak of all GPUs."""
+    work = ClipWork.of(
+        model.config,
+        num_frames=config.data.num_frames,
+        num_text_tokens=config.data.num_text_tokens,
+        loss_name=config.loss.name,
+    )
+    peak = peak_flops_of(device)
+    return Work(
+        tokens_per_clip=work.vision_tokens + work.text_tokens,
+        flops_per_clip=work.training_flops,
+        peak_flops=None if peak is None else peak * world_size(),
+    )
 
 
 def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP) -> Evaluate:

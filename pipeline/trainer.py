@@ -19,10 +19,11 @@ from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.gradient import Objective, Terms, backward_batch
 from pipeline.log import MetricsFile, logger
-from pipeline.meters import StepClock, console_line
+from pipeline.meters import StepClock, Work, console_line
 from pipeline.optim import set_learning_rate
 from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
+from pipeline.wandb_mirror import WandbMirror
 
 Evaluate = Callable[[], dict[str, float]]
 Outcome = Literal["finished", "stopped"]
@@ -58,6 +59,8 @@ class Run:
     stop: StopRequest
     progress: Progress
     clock: StepClock
+    work: Work
+    mirror: WandbMirror
     local_samples: int = 0
     """This rank's valid samples since the last merge."""
 
@@ -101,6 +104,7 @@ def train(run: Run) -> Outcome:
             record |= evaluate_and_judge(run)
         if run.metrics is not None and record:
             run.metrics.write(step, record)
+            run.mirror.log(step, record)
             logger.info(console_line(step, run.total_steps, record))
         stopping, saving = wishes(run, step)
         if stopping or saving or is_last or progress.best_step == step:
@@ -152,13 +156,16 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
         "train/logit_scale": run.engine.logit_scale(),
         "train/lr": lr,
         "train/grad_norm": norm,
+        "train/param_norm": run.engine.parameter_norm(),
         "train/epoch": batch.epoch,
         "train/samples": run.progress.samples,
     }
     values |= {f"train/bad_{reason}": count for reason, count in run.stream.bad_by_reason.items()}
     if run.progress.skipped:
         values["train/skipped"] = run.progress.skipped
-    return values | run.clock.summary(run.config.batch.global_batch_size)
+    if run.saver.stall_s:
+        values["checkpoint/save_s"] = run.saver.stall_s
+    return values | run.clock.summary(run.config.batch.global_batch_size, run.work)
 
 
 def evaluate_and_judge(run: Run) -> dict[str, float]:

@@ -27,7 +27,13 @@ class NotingCheckpointEngine:
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one file."""
-        self._note(lambda: torch.save(state_dict, path))
+
+        def write() -> None:
+            # torch reports a failed write to a path without its cause; a stream of ours raises the OSError itself.
+            with open(path, "wb") as stream:
+                torch.save(state_dict, stream)
+
+        self._note(write)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file. This unpickles: only files of our own checkpoints, whose hashes were checked, come here."""
@@ -62,4 +68,12 @@ class NotingCheckpointEngine:
         try:
             action()
         except (OSError, RuntimeError) as error:
-            self.errors.append(f"{type(error).__name__}: {error}")
+            self.errors.append(write_error(error))
+
+
+def write_error(error: BaseException) -> str:
+    """One line for a failed write: the operating system's reason where there is one behind it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(f"{type(cause or error).__name__}: {cause or error}".split())

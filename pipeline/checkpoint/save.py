@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.checkpoint.engine_files import NotingCheckpointEngine
+from pipeline.checkpoint.engine_files import NotingCheckpointEngine, write_error
 from pipeline.checkpoint.folder import (
     LATEST,
     checkpoint_name,
@@ -85,12 +85,12 @@ class Saver:
             return True
         started = time.monotonic()
         staging = self.run_folder / "checkpoints" / f".staging-{step:08d}-{broadcast_value(secrets.token_hex(4))}"
-        errors = _errors_of_all(lambda: (staging / ENGINE_FOLDER).mkdir(parents=True), only_main=True)
+        errors = _errors_of_all(lambda: (staging / ENGINE_FOLDER).mkdir(parents=True))
         if not errors:
             errors = self._write(engine, staging, step, state)
         if not errors:
             self.check_ownership()
-            errors = _errors_of_all(lambda: self._publish(staging, step, protected), only_main=True)
+            errors = _errors_of_all(lambda: self._publish(staging, step, protected))
         self.last_time = time.monotonic()
         self.stall_s = self.last_time - started
         if errors:
@@ -112,8 +112,8 @@ class Saver:
         engine.save(staging, ENGINE_FOLDER, writer)
         weights = engine.whole_weights()
         random_states = gather_random_states()
-        errors = _errors_of_all(lambda: self._write_whole(staging, step, state, weights, random_states), only_main=True)
-        return [*(error for noted in gather_values(writer.errors) for error in noted), *errors]
+        errors = _errors_of_all(lambda: self._write_whole(staging, step, state, weights, random_states))
+        return [*_of_all(writer.errors), *errors]
 
     def _write_whole(
         self,
@@ -149,21 +149,20 @@ class Saver:
             remove_checkpoint(folders[step])
 
 
-def _errors_of_all(action: Callable[[], None], *, only_main: bool) -> list[str]:
-    """Run `action` (on rank 0 alone, or everywhere); the write errors of all ranks, the same list on every rank."""
-    error = None
-    if is_main() or not only_main:
+def _errors_of_all(action: Callable[[], None]) -> list[str]:
+    """Run `action` on rank 0; its write errors, the same list on every rank. Other errors are raised."""
+    errors = []
+    if is_main():
         try:
             action()
-        except (OSError, RuntimeError) as caught:
-            # torch and safetensors report a full disk as their own kinds of RuntimeError or Exception.
-            error = f"{type(caught).__name__}: {caught}"
-        except Exception as caught:
-            if type(caught).__name__ != "SafetensorError":
+        except Exception as error:
+            # safetensors reports a full disk as an exception of its own.
+            if not isinstance(error, OSError | RuntimeError) and type(error).__name__ != "SafetensorError":
                 raise
-            error = f"SafetensorError: {caught}"
-    return [
-        f"rank {number}: {found}" if world_size() > 1 else found
-        for number, found in enumerate(gather_values(error))
-        if found is not None
-    ]
+            errors.append(write_error(error))
+    return _of_all(errors)
+
+
+def _of_all(errors: list[str]) -> list[str]:
+    """The errors of all ranks, with the rank's number, on every rank."""
+    return [f"rank {number}: {error}" for number, found in enumerate(gather_values(errors)) for error in found]
