@@ -7,6 +7,7 @@ python -m preprocess.merge data/shards/hdvila
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,44 @@ def merge(output: Path) -> dict[str, Any]:
     """Write the manifest and the statistics of all published shards; returns the statistics."""
     plan = Plan.open(output / "plan")
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
-    pinned = manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows)
     published = {row["shard"] for row in rows}
-    reasons = count_reasons(output, published)
     pending = sum(count for name, count in plan.clip_counts().items() if name not in published)
-    stats = {
+    stats = _totals(rows, count_reasons(output, published)) | {
         "num_clips": plan.facts["num_clips"] + plan.facts["num_rejected"],
+        "num_pending": pending,
+        "num_videos": plan.facts["num_videos"],
+        "plan_hash": plan.facts["plan_hash"],
+    }
+    check_account(stats)
+    _publish_summary(output, rows, stats, DEFAULT_SUBTITLE_FROM, DEFAULT_CAPTION_FROM)
+    return stats
+
+
+def summarise_shards(output: Path, *, subtitle_from: str, caption_from: str) -> dict[str, Any]:
+    """Manifest and statistics of a set without a plan, whose texts may lie elsewhere: foreign tars."""
+    rows = [_manifest_row(output, shard) for shard in published_shards(output)]
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        table = pq.read_table(output / "failures" / f"{Path(row['shard']).name}.parquet", columns=["reason"])
+        reasons.update(table["reason"].to_pylist())
+    stats = _totals(rows, reasons)
+    stats |= {"num_clips": stats["num_delivered"] + stats["num_failed"], "num_pending": 0}
+    _publish_summary(output, rows, stats, subtitle_from, caption_from)
+    return stats
+
+
+def _totals(rows: list[dict[str, Any]], reasons: Counter[str]) -> dict[str, Any]:
+    return {
         "num_delivered": sum(row["num_samples"] for row in rows),
         "num_failed": sum(reasons.values()),
-        "num_pending": pending,
         "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
-        "num_videos": plan.facts["num_videos"],
         "num_shards": len(rows),
-        "num_shards_planned": plan.num_shards,
         "num_subtitles": sum(row["num_subtitles"] for row in rows),
         "num_captions": sum(row["num_captions"] for row in rows),
         "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
         "bytes": sum(row["shard_bytes"] for row in rows),
-        "manifest_hash": pinned,
-        "plan_hash": plan.facts["plan_hash"],
+        "manifest_hash": manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows),
     }
-    check_account(stats)
-    _write_manifest(output, rows, pinned)
-    write_atomically(output / "stats.json", (json.dumps(stats, indent=1) + "\n").encode())
-    return stats
 
 
 def check_account(stats: dict[str, Any]) -> None:
@@ -116,13 +131,15 @@ def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
     }
 
 
-def _write_manifest(output: Path, rows: list[dict[str, Any]], pinned: str) -> None:
+def _publish_summary(
+    output: Path, rows: list[dict[str, Any]], stats: dict[str, Any], subtitle_from: str, caption_from: str
+) -> None:
     facts = {
         "format_version": FORMAT_VERSION,
-        "manifest_hash": pinned,
-        "num_samples": sum(row["num_samples"] for row in rows),
-        "subtitle_from": DEFAULT_SUBTITLE_FROM,
-        "caption_from": DEFAULT_CAPTION_FROM,
+        "manifest_hash": stats["manifest_hash"],
+        "num_samples": stats["num_delivered"],
+        "subtitle_from": subtitle_from,
+        "caption_from": caption_from,
     }
     schema = pa.schema(
         [(name, pa.type_for_alias(kind)) for name, kind in MANIFEST_COLUMNS.items()],
@@ -132,6 +149,7 @@ def _write_manifest(output: Path, rows: list[dict[str, Any]], pinned: str) -> No
     temporary = temporary_path(path)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     publish(temporary, path)
+    write_atomically(output / "stats.json", (json.dumps(stats, indent=1) + "\n").encode())
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,94 @@
+"""Foreign tars become a source without being copied, and nothing in them is trusted."""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.data.format import METADATA_KEY, SIDECAR_COLUMNS
+from pipeline.errors import InputError
+from preprocess.index import index_folder, main
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def foreign(painted: Callable[..., Path], tmp_path: Path) -> Path:
+    video = painted(tmp_path / "x.mp4", num_frames=20).read_bytes()
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(picture, format="JPEG")
+    folder = tmp_path / "foreign"
+    (folder / "part1").mkdir(parents=True)
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        # video2dataset: numbered keys, caption as txt, facts as json.
+        add(tar, "000000000_00000.mp4", video)
+        add(tar, "000000000_00000.txt", b"a video caption")
+        add(tar, "000000000_00000.json", json.dumps({"videoID": "abc", "clips": [[0, 1]]}).encode())
+        add(tar, "000000001.json", b"{}")
+        add(tar, "000000001.txt", b"without media")
+        add(tar, "000000002.mp4", b"no video")
+    with tarfile.open(folder / "part1" / "00001.tar", "w") as tar:
+        # img2dataset.
+        add(tar, "a/000010.jpg", picture.getvalue())
+        add(tar, "a/000010.json", json.dumps({"caption": "an image", "subtitle": None}).encode())
+        add(tar, "a/000011.png", picture.getvalue())
+        add(tar, "a/000011.pyd", pickle.dumps(print))
+    return folder
+
+
+def test_samples_are_found_where_they_lie(foreign: Path, tmp_path: Path) -> None:
+    stats = index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+    assert (stats["num_delivered"], stats["num_failed"]) == (3, 2)
+    assert stats["reasons"] == {"no_video_stream": 1, "video_unreadable": 1}
+    manifest = pq.read_table(tmp_path / "out" / "manifest.parquet")
+    facts = json.loads(manifest.schema.metadata[METADATA_KEY])
+    assert (facts["caption_from"], facts["subtitle_from"], facts["num_samples"]) == ("txt", "", 3)
+    assert manifest["shard"].to_pylist() == ["shards/00000", "shards/part1-00001"]
+    found = {}
+    for shard in manifest["shard"].to_pylist():
+        sidecar = pq.read_table(tmp_path / "out" / f"{shard}.parquet")
+        assert sidecar.column_names == list(SIDECAR_COLUMNS)
+        data = (tmp_path / "out" / f"{shard}.tar").read_bytes()
+        for row in sidecar.to_pylist():
+            found[row["key"]] = row
+            assert data[row["offset"] : row["offset"] + 512].startswith(row["key"].encode())
+            assert row["offset"] < row["media_offset"] < row["offset"] + row["size"]
+    video = found["000000000_00000"]
+    assert (video["media_ext"], video["num_frames"], video["caption_chars"], video["video_id"]) == (
+        "mp4",
+        20,
+        15,
+        "abc",
+    )
+    assert (found["a/000010"]["media_ext"], found["a/000010"]["num_frames"], found["a/000010"]["txt_offset"]) == (
+        "jpg",
+        1,
+        -1,
+    )
+
+
+def test_texts_from_json(foreign: Path, tmp_path: Path) -> None:
+    stats = index_folder(foreign, tmp_path / "out", caption_from="json:caption", subtitle_from="json:subtitle")
+    assert (stats["num_captions"], stats["num_subtitles"]) == (1, 0)
+
+
+def test_command_line(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(foreign), str(tmp_path / "out")]) == 0
+    assert "3 samples in 2 shards" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds no"):
+        main([str(tmp_path / "videos"), str(tmp_path / "out")])
+    with pytest.raises(InputError, match="json:FIELD"):
+        main([str(foreign), str(tmp_path / "out"), "--caption-from", "caption"])
+    (foreign / "00002.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(InputError, match="no plain tar"):
+        main([str(foreign), str(tmp_path / "out2")])
