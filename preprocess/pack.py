@@ -161,6 +161,14 @@ class ShardWriter:
 
     def publish(self) -> None:
         """Make the shard exist: tar, failures, and last of all the sidecar."""
+        self.complete()
+        for path in (self.tar_path, self.failures_path, self.sidecar_path):
+            publish(self._temporary[path], path)
+
+    def complete(self) -> None:
+        """Finish all three files under their temporary names."""
+        if self._file.closed:
+            return
         self._tar.close()
         self._file.close()
         self._failures.__exit__(None, None, None)
@@ -175,10 +183,6 @@ class ShardWriter:
             "num_failures": self._failures.num_rows,
         }
         write_sidecar(self._temporary[self.sidecar_path], self._rows, facts)
-        for path, temporary in self._temporary.items():
-            if path != self.sidecar_path:
-                publish(temporary, path)
-        publish(self._temporary[self.sidecar_path], self.sidecar_path)
 
     def _locate_members(self) -> None:
         """Read the members' places back from the written tar: long keys have headers of their own."""

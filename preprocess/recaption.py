@@ -1,0 +1,141 @@
+"""Adds or replaces generated captions in existing shards, without decoding any source video again.
+
+    python -m preprocess.recaption data/shards/hdvila configs/preprocess/hdvila.yaml captioner.kind=open_clip
+    python -m preprocess.recaption ... captioner.replace=true       # also where there is a caption
+
+Each shard is written anew beside the old one, which is kept until the new one is whole. A shard whose sidecar names
+the captioner already is left alone, so running the command again goes on after a kill. The manifest changes: a training
+run that pinned the old one will say so.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pipeline.config import load_config, render_help, split_arguments
+from pipeline.data.format import Reason
+from pipeline.errors import InputError, run_command
+from preprocess.caption import Captioner, open_captioner
+from preprocess.caption_batches import CaptionBatches, Outcome
+from preprocess.config import PreprocessConfig
+from preprocess.merge import account, merge, published_shards
+from preprocess.pack import ShardWriter, read_facts
+from preprocess.records import Clip, Failure, Media
+from preprocess.texts import ClipTexts
+
+ABOUT = """Add captions of the middle frames to the shards in the config's output (or in the folder named first)."""
+
+
+def recaption(config: PreprocessConfig, captioner: Captioner) -> dict[str, Any]:
+    """Caption every shard that this captioner has not seen; returns the statistics of the set."""
+    recover(config.output)
+    wanted = {"source": config.captioner.source, "replace": config.captioner.replace}
+    for shard in tqdm(published_shards(config.output), unit=" shards", desc="recaption", mininterval=1.0):
+        facts = read_facts(config.output / f"{shard}.parquet")
+        if facts.get("recaptioned") != wanted:
+            recaption_shard(config, captioner, shard, {**facts, "recaptioned": wanted})
+    return merge(config.output)
+
+
+def recaption_shard(config: PreprocessConfig, captioner: Captioner, shard: str, facts: dict[str, Any]) -> None:
+    """Write one shard again with captions. All its other content stays as it is."""
+    batches = CaptionBatches(captioner, config.captioner, require="none")
+    failures = pq.read_table(config.output / "failures" / f"{Path(shard).name}.parquet").to_pylist()
+    with ShardWriter(config.output, shard, facts) as writer:
+        for row in failures:
+            writer.fail(Failure(row["clip_id"], row["video_id"], Reason(row["reason"]), row["detail"]))
+        for sample in read_shard(config.output, shard):
+            _write(writer, batches.add(sample))
+        _write(writer, batches.finish())
+        writer.complete()
+        _set_aside(writer.tar_path, writer.sidecar_path)
+        writer.publish()
+        _forget_old(writer.tar_path, writer.sidecar_path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _set_aside(tar: Path, sidecar: Path) -> None:
+    """Keep the old pair under other names: an old sidecar must never stand beside a new tar."""
+    _old(tar).unlink(missing_ok=True)
+    os.link(tar, _old(tar))
+    sidecar.replace(_old(sidecar))
+
+
+def _forget_old(tar: Path, sidecar: Path) -> None:
+    _old(tar).unlink(missing_ok=True)
+    _old(sidecar).unlink(missing_ok=True)
+
+
+def recover(output: Path) -> None:
+    """After a kill: put the old pair back where the new one was not published whole."""
+    for old_sidecar in sorted((output / "shards").glob(".*.parquet.old")):
+        sidecar = old_sidecar.with_name(old_sidecar.name.removeprefix(".").removesuffix(".old"))
+        tar = sidecar.with_suffix(".tar")
+        if not sidecar.exists():
+            if _old(tar).exists():
+                _old(tar).replace(tar)
+            old_sidecar.replace(sidecar)
+        _forget_old(tar, sidecar)
+    for old_tar in sorted((output / "shards").glob(".*.tar.old")):
+        old_tar.unlink()
+
+
+def read_shard(output: Path, shard: str) -> Iterator[Outcome]:
+    """The samples of a published shard, as they were before they were packed."""
+    descriptor = os.open(output / f"{shard}.tar", os.O_RDONLY)
+    try:
+        for row in pq.read_table(output / f"{shard}.parquet").to_pylist():
+            members = _members(os.pread(descriptor, row["size"], row["offset"]))
+            facts = json.loads(members["json"])
+            clip = Clip(facts["clip_id"], facts["start_s"], facts["end_s"])
+            size = (facts["width_px"], facts["height_px"])
+            media = Media(clip, members["mp4"], facts["fps"], facts["num_frames"], *size, members.get("mka"))
+            texts = ClipTexts(facts["subtitle"], facts["caption"], facts["caption_source"])
+            yield Outcome(facts["video_id"], media, texts, facts.get("caption_frame"))
+    finally:
+        os.close(descriptor)
+
+
+def _members(sample: bytes) -> dict[str, bytes]:
+    """extension -> content of one sample's piece of a tar."""
+    with tarfile.open(fileobj=io.BytesIO(sample), mode="r:") as tar:
+        return {member.name.partition(".")[2]: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def _write(writer: ShardWriter, outcomes: Iterator[Outcome]) -> None:
+    for outcome in outcomes:
+        assert isinstance(outcome.result, Media)
+        writer.add(outcome.result, outcome.video_id, outcome.texts, outcome.caption_frame)
+
+
+def main(argv: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in argv):
+        print(render_help(PreprocessConfig, program="python -m preprocess.recaption [OUTPUT]", about=ABOUT))
+        return 0
+    folder = [f"output={argv[0]}"] if argv and Path(argv[0]).is_dir() else []
+    files, overrides = split_arguments(argv[len(folder) :], program="python -m preprocess.recaption")
+    config = load_config(PreprocessConfig, files or _own_config(folder), [*overrides, *folder])
+    captioner = open_captioner(config.captioner, config.seed)
+    if captioner is None:
+        raise InputError("captioner.kind is none; set captioner.kind=open_clip or captioner.kind=transformers")
+    print(account(recaption(config, captioner)))
+    return 0
+
+
+def _own_config(folder: list[str]) -> list[str]:
+    """A folder named without a config is read with its own."""
+    return [f"{folder[0].removeprefix('output=')}/config.yaml"] if folder else []
+
+
+if __name__ == "__main__":
+    run_command(main)

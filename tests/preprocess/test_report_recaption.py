@@ -1,0 +1,111 @@
+"""The HTML page is whole in itself; new captions come into old shards, whatever interrupts them."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.audit import audit_set, audit_shard
+from preprocess.config import PreprocessConfig
+from preprocess.merge import published_shards
+from preprocess.recaption import _set_aside, read_shard, recaption, recover
+from preprocess.report import histogram, main
+
+
+@pytest.fixture
+def config(finished_set: dict[str, Any], tmp_path: Path) -> PreprocessConfig:
+    shutil.copytree(finished_set["output"], tmp_path / "set")
+    captioner = {"kind": "open_clip", "batch_size": 4}
+    return PreprocessConfig.model_validate({**finished_set, "output": tmp_path / "set", "captioner": captioner})
+
+
+def describe(images: Sequence[np.ndarray], clip_ids: Sequence[str]) -> list[str | None]:
+    assert all(image.shape == (32, 32, 3) for image in images)
+    return [f"a picture of {clip_id}" for clip_id in clip_ids]
+
+
+def samples(output: Path) -> dict[str, Any]:
+    found = {}
+    for shard in published_shards(output):
+        for sample in read_shard(output, shard):
+            found[sample.result.clip.clip_id] = sample  # type: ignore[union-attr]
+    return found
+
+
+def check_sound(output: Path) -> None:
+    assert list(audit_set(output)) == []
+    assert [finding for shard in published_shards(output) for finding in audit_shard(output, shard)] == []
+
+
+def test_report_is_one_file_that_loads_nothing(
+    finished_set: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(finished_set["output"], tmp_path / "<set> & co"))
+    assert main([str(output), "--clips", "5"]) == 0
+    page = (output / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 5
+    assert "so this is" in page and "(none)" in page and "100.00%" in page
+    assert "&lt;set&gt; &amp; co" in page and "<set>" not in page
+    for outside in ("http://", "https://", "<script", "<link", "@import"):
+        assert outside not in page
+    first = page
+    main([str(output), "--clips", "5"])
+    assert (output / "report.html").read_text() == first
+    capsys.readouterr()
+
+
+def test_histogram_of_odd_values() -> None:
+    assert "none" in histogram([], "x")
+    assert "median 3" in histogram([3.0, 3.0, 3.0], "x")
+
+
+def test_captions_are_added_and_all_else_stays(config: PreprocessConfig) -> None:
+    before = samples(config.output)
+    stats = recaption(config, describe)
+    assert stats["num_captions"] == stats["num_delivered"] == 12
+    after = samples(config.output)
+    assert list(after) == list(before)
+    for clip_id, sample in after.items():
+        assert sample.texts.caption == f"a picture of {clip_id}"
+        assert sample.texts.caption_source == config.captioner.source
+        assert sample.texts.subtitle == before[clip_id].texts.subtitle
+        assert sample.result == before[clip_id].result
+        assert sample.caption_frame == int(sample.result.num_frames / 2)
+    check_sound(config.output)
+
+
+def test_replace_only_when_asked_and_only_once(config: PreprocessConfig) -> None:
+    recaption(config, describe)
+    times = {path: path.stat().st_mtime_ns for path in config.output.glob("shards/*")}
+    recaption(config, describe)
+    assert {path: path.stat().st_mtime_ns for path in config.output.glob("shards/*")} == times
+    other = config.captioner.model_copy(update={"num_beams": 2})
+    recaption(config.model_copy(update={"captioner": other}), lambda images, ids: ["x"] * len(ids))
+    assert all(sample.texts.caption.startswith("a picture") for sample in samples(config.output).values())
+    replacing = config.captioner.model_copy(update={"replace": True})
+    recaption(config.model_copy(update={"captioner": replacing}), lambda images, ids: ["y"] * len(ids))
+    assert {sample.texts.caption for sample in samples(config.output).values()} == {"y"}
+    check_sound(config.output)
+
+
+@pytest.mark.parametrize("new_tar_is_there", [False, True])
+def test_a_kill_in_the_middle_of_the_swap(config: PreprocessConfig, new_tar_is_there: bool) -> None:
+    shard = published_shards(config.output)[0]
+    tar, sidecar = config.output / f"{shard}.tar", config.output / f"{shard}.parquet"
+    content, rows = tar.read_bytes(), pq.read_table(sidecar)
+    _set_aside(tar, sidecar)
+    if new_tar_is_there:
+        fresh = tar.with_name("fresh")
+        fresh.write_bytes(b"the new tar")
+        fresh.replace(tar)
+    recover(config.output)
+    assert tar.read_bytes() == content and pq.read_table(sidecar).equals(rows)
+    assert not list(config.output.glob("shards/.*"))
+    check_sound(config.output)
+    facts = json.loads((config.output / "stats.json").read_text())
+    assert facts["num_captions"] == 0
