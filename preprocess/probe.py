@@ -49,6 +49,8 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
         if getattr(error, "errno", None) == errno.EINVAL:
             # What libavformat answers for a demuxer that is not on the list.
             raise ClipError(Reason.FORBIDDEN_FORMAT, "the file's format is not on limits.formats") from None
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise ClipError(Reason.MEMORY_LIMIT, "opening needs more memory than limits.memory_mb allows") from None
         raise ClipError(Reason.VIDEO_UNREADABLE, str(error).replace(str(path), path.name)) from None
 
 

@@ -74,9 +74,9 @@ def shard_facts(config_hash: str) -> dict[str, Any]:
 
 
 def build_shard(
-    plan: ShardPlan, tools: Tools, facts: dict[str, Any], poisoned: dict[str, str] | None = None
+    plan: ShardPlan, tools: Tools, facts: dict[str, Any], poisoned: dict[str, tuple[Reason, str]] | None = None
 ) -> Iterator[VideoDone]:
-    """Write and publish one shard. Videos in `poisoned` (id -> what happened) killed a worker and are failed unread."""
+    """Write and publish one shard. Videos in `poisoned` killed a worker before: they fail unread, with that reason."""
     config = tools.config
     batches = CaptionBatches(tools.captioner, config.captioner, config.texts.require)
     with ShardWriter(config.output, plan.name, facts) as writer:
@@ -99,7 +99,7 @@ def _write_all(writer: ShardWriter, outcomes: Iterable[Outcome]) -> None:
             writer.add(outcome.result, outcome.video_id, outcome.texts, outcome.caption_frame)
 
 
-def _deliver(video: Video, tools: Tools, poison: str | None) -> Iterator[Outcome]:
+def _deliver(video: Video, tools: Tools, poison: tuple[Reason, str] | None) -> Iterator[Outcome]:
     """Every clip of `video` once, with its texts."""
     texts = {clip.clip_id: tools.texts.of(video.video_id, clip) for clip in video.clips}
     wanted: list[Clip] = []
@@ -120,10 +120,12 @@ def _deliver(video: Video, tools: Tools, poison: str | None) -> Iterator[Outcome
         yield Outcome(video.video_id, result, texts[clip_id])
 
 
-def _decode(video_id: str, clips: list[Clip], tools: Tools, poison: str | None) -> Iterator[Media | Failure]:
+def _decode(
+    video_id: str, clips: list[Clip], tools: Tools, poison: tuple[Reason, str] | None
+) -> Iterator[Media | Failure]:
     try:
         if poison is not None:
-            raise ClipError(Reason.VIDEO_UNREADABLE, poison)
+            raise ClipError(*poison)
         path = _find(video_id, tools.locate)
         probe = probe_video(path, tools.config.limits)
     except ClipError as error:

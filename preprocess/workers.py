@@ -2,26 +2,33 @@
 
     for event in run_workers(shards, plan.folder, config, facts, num_workers):     # VideoDone | ShardDone | ShardFailed
 
-A worker that dies (out of memory, a crash inside a library) costs one video: the shard starts again in a fresh worker
-with the video that was being read marked as failed.
+A worker that dies (out of memory, a crash inside a library) or says nothing for too long costs one video: the shard
+starts again in a fresh worker with the video that was being read marked as failed.
 """
 
 import multiprocessing
 import os
+import resource
 import signal
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.format import Reason
 from preprocess.config import PreprocessConfig
 from preprocess.plan import Plan
 from preprocess.shard import Tools, VideoDone, build_shard
 
 MAX_POISONED_PER_SHARD = 20
+_PATROL_S = 30.0
+_PATIENCE_S = 600.0
+_SPARE_MB = 2048
+"""What a worker may use beside the limit of a video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class _VideoStarted:
     video_id: str
 
 
+Poisoned = dict[str, tuple[Reason, str]]
+"""Video id -> why it must not be read again."""
+
 Event = VideoDone | ShardDone | ShardFailed
 
 
@@ -51,7 +61,8 @@ class _Worker:
     pipe: "Connection[Any, Any]"
     shard: int | None = None
     video_id: str = ""
-    poisoned: dict[str, str] = field(default_factory=dict)
+    heard_s: float = 0.0
+    """When the worker was last heard of."""
 
 
 def run_workers(
@@ -59,15 +70,16 @@ def run_workers(
 ) -> Iterator[Event]:
     """Build `shards` of the plan in `plan_folder`; events arrive as they happen, in no fixed order between shards."""
     waiting = list(reversed(shards))
-    poisoned: dict[int, dict[str, str]] = {}
+    poisoned: dict[int, Poisoned] = {}
     workers = [_start(plan_folder, config, facts) for _ in range(min(num_workers, len(shards)))]
     try:
         for worker in workers:
             _assign(worker, waiting, poisoned)
         while any(worker.shard is not None for worker in workers):
             pipes = {worker.pipe: worker for worker in workers if worker.shard is not None}
-            for pipe in wait(list(pipes)):
+            for pipe in wait(list(pipes), timeout=_PATROL_S):
                 worker = pipes[pipe]  # type: ignore[index]
+                worker.heard_s = time.monotonic()
                 try:
                     event = worker.pipe.recv()
                 except (EOFError, OSError):
@@ -80,12 +92,21 @@ def run_workers(
                     yield event
                 if not isinstance(event, VideoDone):
                     _assign(worker, waiting, poisoned)
+            _kill_silent(pipes.values(), config)
     finally:
         for worker in workers:
             worker.pipe.close()
             worker.process.terminate()
         for worker in workers:
             worker.process.join()
+
+
+def _kill_silent(workers: Iterable[_Worker], config: PreprocessConfig) -> None:
+    """ffmpeg has its own deadline; this one is for a library that hangs inside the worker itself."""
+    silence_s = 2 * config.limits.time_s + _PATIENCE_S
+    for worker in workers:
+        if worker.shard is not None and time.monotonic() - worker.heard_s > silence_s:
+            worker.process.kill()
 
 
 def _start(plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
@@ -99,14 +120,15 @@ def _start(plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -
     return _Worker(process, ours)
 
 
-def _assign(worker: _Worker, waiting: list[int], poisoned: dict[int, dict[str, str]]) -> None:
+def _assign(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) -> None:
     worker.shard = waiting.pop() if waiting else None
     worker.video_id = ""
+    worker.heard_s = time.monotonic()
     if worker.shard is not None:
         worker.pipe.send((worker.shard, poisoned.get(worker.shard, {})))
 
 
-def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, dict[str, str]]) -> ShardFailed | None:
+def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) -> ShardFailed | None:
     """A worker is gone: put its shard back with the guilty video marked, or give the shard up."""
     worker.process.join()
     number = worker.shard
@@ -115,7 +137,8 @@ def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, dict[str, str
     cause = f"reading it killed a worker ({_exit_words(worker.process.exitcode)})"
     if not worker.video_id or worker.video_id in known or len(known) >= MAX_POISONED_PER_SHARD:
         return ShardFailed(number, f"its worker died again ({_exit_words(worker.process.exitcode)})")
-    known[worker.video_id] = cause
+    killed = worker.process.exitcode == -signal.SIGKILL
+    known[worker.video_id] = (Reason.MEMORY_LIMIT if killed else Reason.VIDEO_UNREADABLE, cause)
     waiting.append(number)
     return None
 
@@ -130,6 +153,10 @@ def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessCon
     """The life of a worker: shards in, events out, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
+    if config.captioner.kind == "none":
+        # Private memory only: the databases of texts are mapped, and may be larger than the machine's memory.
+        limit = (config.limits.memory_mb + _SPARE_MB) * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         tools = Tools.open(config)
         plan = Plan.open(plan_folder)
