@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 
 Frames = NDArray[np.uint8]
 Place = Callable[[int, Frames], None]
+Target = Callable[[int, int, int], Frames | None]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 64 * 2**20  # a header may promise more than the memory holds
@@ -62,8 +63,11 @@ class Clip(Protocol):
 
     num_frames: int
 
-    def visit(self, indices: Sequence[int], place: Place) -> None:
-        """Decode each distinct index once and hand (index, RGB frame [H, W, 3]) to `place`, in time order."""
+    def visit(self, indices: Sequence[int], place: Place, target: Target | None = None) -> None:
+        """Decode each distinct index once and hand (index, RGB frame [H, W, 3]) to `place`, in time order.
+
+        `target(index, H, W)` may name contiguous memory [H, W, 3] to decode into; a JPEG library then needs no copy.
+        """
 
     def read(self, indices: Sequence[int]) -> Frames:
         """uint8 [len(indices), H, W, 3], RGB; indices may repeat."""
@@ -72,7 +76,7 @@ class Clip(Protocol):
 class _Readable:
     num_frames: int
 
-    def visit(self, indices: Sequence[int], place: Place) -> None:
+    def visit(self, indices: Sequence[int], place: Place, target: Target | None = None) -> None:
         raise NotImplementedError
 
     def read(self, indices: Sequence[int]) -> Frames:
@@ -89,10 +93,10 @@ class MotionJpegClip(_Readable):
         self._packets = packets
         self.num_frames = len(packets)
 
-    def visit(self, indices: Sequence[int], place: Place) -> None:
+    def visit(self, indices: Sequence[int], place: Place, target: Target | None = None) -> None:
         for index in sorted(set(indices)):
             offset, size = self._packets[index]
-            place(index, _decode_jpeg(self._data[offset : offset + size]))
+            place(index, _decode_jpeg(self._data[offset : offset + size], index, target))
 
 
 class EncodedClip(_Readable):
@@ -107,7 +111,7 @@ class EncodedClip(_Readable):
         if not self.num_frames:
             raise DamagedMedia("no video frames")
 
-    def visit(self, indices: Sequence[int], place: Place) -> None:
+    def visit(self, indices: Sequence[int], place: Place, target: Target | None = None) -> None:
         wanted = sorted(set(indices))
         last: av.VideoFrame | None = None
         reached = 0
@@ -135,9 +139,9 @@ class Image(_Readable):
         self._data = data
         self.num_frames = 1
 
-    def visit(self, indices: Sequence[int], place: Place) -> None:
+    def visit(self, indices: Sequence[int], place: Place, target: Target | None = None) -> None:
         if self._data.startswith(b"\xff\xd8\xff"):
-            place(0, _decode_jpeg(self._data))
+            place(0, _decode_jpeg(self._data, 0, target))
             return
         import PIL.Image
 
@@ -233,12 +237,13 @@ def _rgb(frame: Any) -> Frames:
     return pixels
 
 
-def _decode_jpeg(data: bytes | memoryview) -> Frames:
+def _decode_jpeg(data: bytes | memoryview, index: int, target: Target | None) -> Frames:
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
         if height * width > MAX_PIXELS:
             raise DamagedMedia(f"a picture of {width} x {height} px")
-        pixels: Frames = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        memory = target(index, height, width) if target else None
+        pixels: Frames = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
     except ValueError as error:
         raise DamagedMedia(str(error)) from None
     return pixels

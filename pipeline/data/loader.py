@@ -26,7 +26,7 @@ from pipeline.data.sample import Sample
 from pipeline.data.schedule import Composition
 from pipeline.data.sources import Source, SourceConfig
 from pipeline.data.storage import DamagedSample
-from pipeline.data.transform import FrameFit
+from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import PipelineError
 
 Tokenize = Callable[[list[str]], Tensor]
@@ -161,7 +161,12 @@ class RankLoader:
             for target in targets[1:]:
                 target[:] = targets[0]
 
-        clip.visit([*indices, middle], place)
+        def target(index: int, height: int, width: int) -> Pixels | None:
+            if view != WHOLE or (height, width) != middle_HWC.shape[:2]:
+                return None
+            return video_THWC[indices.index(index)] if index in indices else middle_HWC
+
+        clip.visit([*indices, middle], place, target)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         ids_BL = np.zeros((len(texts), self.recipe.num_text_tokens), dtype=np.int64)

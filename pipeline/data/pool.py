@@ -203,7 +203,9 @@ def _work(load: Load | str, trainer: socket.socket) -> None:
             return
         try:
             if isinstance(load, str):
-                raise ImportError(f"the workers' task cannot be unpickled in a fresh interpreter:\n{load}")
+                raise ImportError(
+                    f"data workers cannot unpickle their task; keep it in a module, not a script:\n{load}"
+                )
             answer: tuple[Any, str | None] | None = (load(request), None)
         except Exception:
             answer = (None, traceback.format_exc())

@@ -55,7 +55,8 @@ class FrameFit:
     def place(self, frame: Pixels, view: View, out: Pixels) -> None:
         """Write [H, W, 3] `frame`, seen through `view`, into `out` [size_px, size_px, 3]."""
         if view == WHOLE and frame.shape == out.shape:
-            out[:] = frame
+            if frame.ctypes.data != out.ctypes.data:  # else it was decoded in place
+                out[:] = frame
             return
         box = self._box(frame, view)
         fitted = resize(box, self.size_px)
