@@ -24,8 +24,9 @@ from pipeline.config import Section
 from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
 from pipeline.data.cache import CacheConfig
-from pipeline.data.index import Manifest
+from pipeline.data.index import Manifest, name_hash
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
+from pipeline.data.order import mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
@@ -300,7 +301,7 @@ class Stream:
             "shuffle": self.config.shuffle,
             "shuffle_window_shards": self.config.shuffle_window_shards,
             "epoch_end": self.config.epoch_end,
-            "excluded": [len(rows) for rows in self._excluded_rows],
+            "exclude": f"{len(self._excluded_names)} names, {mix(*map(name_hash, self._excluded_names)):016x}",
             "texts": [None if source.texts is None else table_hash(source.texts) for source in self.config.sources],
         }
 

@@ -134,6 +134,20 @@ def test_a_resume_that_would_change_the_order_is_refused(make_set: MakeSet) -> N
         stream_of(source(written), shuffle=False).load_state_dict(state)
 
 
+def test_excluded_clips_may_join_the_set_between_runs(make_set: MakeSet, tmp_path: Path) -> None:
+    written = make_set([4, 4])
+    (tmp_path / "no.txt").write_text("v0.9.mp4\nv1\n")
+    first = stream_of(source(written), batch=2, exclude=[tmp_path / "no.txt"])
+    whole = keys_of(first, 3)
+    written.add_shard([type(written.clips[0])(number) for number in (8, 9)])
+    resumed = stream_of(source(written), batch=2, exclude=[tmp_path / "no.txt"])
+    resumed.load_state_dict(first.state_dict())
+    assert sorted(whole) == sorted(keys_of(resumed, 3))
+    (tmp_path / "no.txt").write_text("v1\n")
+    with pytest.raises(InputError, match="the run to resume has exclude='2 names"):
+        stream_of(source(written), exclude=[tmp_path / "no.txt"]).load_state_dict(first.state_dict())
+
+
 def test_a_pinned_manifest_that_is_gone_is_named(make_set: MakeSet) -> None:
     written = make_set([4])
     stream = stream_of(source(written))

@@ -1,0 +1,86 @@
+"""Workers and waiting: clips/s of 2 workers against 1, and the share of a training step spent waiting for data.
+
+    python -m benchmarks.stream_workers [seconds per measurement]
+
+Workers: whole batches through the stream, from a shard in the page cache; the two settings take turns. On a machine
+that is busy with other work the clock measures that work too, so clips per CPU-second of the workers are printed as
+well: they tell whether a second worker costs the first one anything.
+Data wait: a step is a sleep (the GPU's time) that is 1.5 times as long as the workers need for a batch.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.stream_scale import tokenize, write_set
+from pipeline.data.sources import SourceConfig
+from pipeline.data.stream import DataConfig, Stream
+
+BATCH = 32
+
+
+def stream_of(folder: Path, num_workers: int) -> Stream:
+    """Batches of 32 clips, 12 frames of 224 px."""
+    config = DataConfig(sources=[SourceConfig(shards=str(folder))], num_workers=num_workers)
+    return Stream(config, global_batch_size=BATCH, image_size_px=224, tokenize=tokenize, seed=1)
+
+
+def workers_cpu_s() -> float:
+    """CPU time of all processes below this one."""
+    times = [process.cpu_times() for process in psutil.Process(os.getpid()).children(recursive=True)]
+    return sum(time.user + time.system for time in times)
+
+
+def speeds(folder: Path, num_workers: int, seconds: float) -> tuple[float, float]:
+    """(clips per second, clips per CPU-second of the workers) in the steady state."""
+    batches = iter(stream_of(folder, num_workers))
+    for _ in range(2 * num_workers + 1):
+        next(batches)
+    started, cpu_started, num_clips = time.perf_counter(), workers_cpu_s(), 0
+    while time.perf_counter() - started < seconds:
+        num_clips += len(next(batches))
+    elapsed, cpu_s = time.perf_counter() - started, workers_cpu_s() - cpu_started
+    batches.close()  # type: ignore[attr-defined]
+    return num_clips / elapsed, num_clips / cpu_s
+
+
+def data_wait(folder: Path, num_workers: int, step_s: float, num_steps: int) -> float:
+    """Share of the time that a loop of `step_s` steps waits for its next batch."""
+    batches = iter(stream_of(folder, num_workers))
+    for _ in range(2 * num_workers + 1):
+        next(batches)
+    waited, started = 0.0, time.perf_counter()
+    for _ in range(num_steps):
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(step_s)
+    batches.close()  # type: ignore[attr-defined]
+    return waited / (time.perf_counter() - started)
+
+
+def main(argv: list[str]) -> None:
+    """Print one line per figure."""
+    seconds = float(argv[0]) if argv else 6.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_set(folder, 100_000)
+        pairs = [(speeds(folder, 1, seconds), speeds(folder, 2, seconds)) for _ in range(5)]
+        one, two = (statistics.median(pair[which][0] for pair in pairs) for which in (0, 1))
+        print(f"1 worker: {one:.0f} clips/s, 2 workers: {two:.0f} clips/s")
+        ratios = [both[0] / alone[0] for alone, both in pairs]
+        print(f"2 workers / 1 worker, clips per second: median {statistics.median(ratios):.2f}, best {max(ratios):.2f}")
+        per_cpu = statistics.median(2 * both[1] / alone[1] for alone, both in pairs)
+        print(f"2 workers / 1 worker, clips per CPU-second of each: {per_cpu:.2f}")
+        step_s = 1.5 * BATCH / two
+        waits = [data_wait(folder, 2, step_s, 30) for _ in range(3)]
+        print(f"data wait with steps of {step_s:.3f} s: {statistics.median(waits):.2%} (best {min(waits):.2%})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
