@@ -1,0 +1,264 @@
+"""Weights in and out: official, Hugging Face, open_clip, ours; strict, with the mistake named."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import convert
+from pipeline.errors import InputError
+from pipeline.model.clip_vip import CLIPViP
+from pipeline.model.config import ModelConfig
+from pipeline.model.formats import to_ours
+from pipeline.model.loading import interpolate_positions
+from pipeline.model.weights import load_model, save_model
+from tests.pipeline.model import golden, tiny
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def from_file(path: Path | str, **changes: Any) -> CLIPViP:
+    values = {"name": "tiny", "architecture": tiny.architecture(), "pretrained": str(path)} | changes
+    return CLIPViP.from_config(ModelConfig.model_validate(values))
+
+
+def test_an_export_depends_on_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "toy.json").write_text(json.dumps(tiny.architecture()))
+    config = ModelConfig(name=str(tmp_path / "toy.json"), image_size_px=16, checkpoint_activations=True)
+    model = CLIPViP.from_config(config)
+    save_model(tmp_path / "export", model.state_dict(), config)
+    (tmp_path / "toy.json").unlink()
+    loaded = load_model(tmp_path / "export")
+    assert same(model.state_dict(), loaded.state_dict())
+    assert loaded.image_size_px == 16
+    assert loaded.config.checkpoint_activations
+    assert not loaded.training
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_run_folder_is_read_through_latest(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32)
+    save_model(tmp_path / "checkpoints" / "step_00000010", model.state_dict(), model.config)
+    (tmp_path / "latest").write_text("checkpoints/step_00000010\n")
+    for path in (
+        tmp_path,
+        tmp_path / "checkpoints/step_00000010",
+        tmp_path / "checkpoints/step_00000010/model.safetensors",
+    ):
+        assert same(load_model(path).state_dict(), model.state_dict())
+
+
+def test_the_official_form_comes_in_and_goes_out_unchanged(tmp_path: Path) -> None:
+    convert.write(golden.model(), tmp_path / "out.pt", "official")
+    ours = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert same(ours, torch.load(golden.CHECKPOINT, weights_only=True))
+
+
+def test_one_proxy_in_the_official_form_is_an_empty_tensor_or_none(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32, num_proxies=1)
+    convert.write(model, tmp_path / "out.pt", "official")
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert state["clipmodel.vision_model.embeddings.added_cls"].shape == (0, 32)
+    assert same(from_file(tmp_path / "out.pt", num_proxies=1).state_dict(), model.state_dict())
+    del state["clipmodel.vision_model.embeddings.added_cls"]
+    torch.save(state, tmp_path / "without.pt")
+    assert same(from_file(tmp_path / "without.pt", num_proxies=1).state_dict(), model.state_dict())
+
+
+@pytest.mark.slow
+def test_released_models_are_recognised_by_their_shapes(tmp_path: Path) -> None:
+    model = CLIPViP.unfilled(ModelConfig(name="ViT-B-32-quickgelu", num_proxies=3, num_temporal=7))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    convert.write(model, tmp_path / "released.pt", "official")
+    loaded = load_model(tmp_path / "released.pt")
+    assert loaded.config.name == "ViT-B-32-quickgelu"
+    assert same(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.heavy
+def test_hugging_face_reads_what_we_write_and_we_read_it_back(tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    model = tiny.model(torch.float32)
+    torch.nn.init.zeros_(model.visual.temporal_embedding)
+    convert.write(model, tmp_path / "hf", "huggingface")
+    theirs, report = CLIPModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    ids, frames = tiny.texts([5, 9]), torch.randn(2, 3, 24, 24)
+    texts = theirs.eval().text_model(ids).pooler_output @ theirs.text_projection.weight.T
+    torch.testing.assert_close(
+        model(subtitle=ids).subtitle_BD, torch.nn.functional.normalize(texts, dim=-1), rtol=0, atol=1e-5
+    )
+    back = load_model(tmp_path / "hf")
+    assert same(back.state_dict(), model.state_dict())
+    # A folder that transformers wrote itself is a plain CLIP: the mean-pooling baseline, or a start for CLIP-ViP.
+    theirs.save_pretrained(tmp_path / "plain")
+    plain = load_model(tmp_path / "plain")
+    images = theirs.visual_projection(theirs.vision_model(frames).pooler_output)
+    torch.testing.assert_close(
+        plain(middle=frames).frame_BD, torch.nn.functional.normalize(images, dim=-1), rtol=0, atol=1e-5
+    )
+    assert from_file(tmp_path / "plain").visual.added_proxies is not None
+
+
+def test_openclip_files_come_in(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32, num_proxies=1)
+    extras = ("visual.temporal_embedding",)
+    flat = {name.removeprefix("text."): value for name, value in model.state_dict().items() if name not in extras}
+    flat["logit_scale"] = flat["logit_scale"].reshape([])
+    save_file(flat, tmp_path / "open_clip.safetensors")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in flat.items()}}, tmp_path / "epoch_1.pt")
+    for file in ("open_clip.safetensors", "epoch_1.pt"):
+        started = from_file(tmp_path / file)
+        assert torch.equal(started.visual.proj, model.visual.proj)
+        assert not started.visual.temporal_embedding.any()
+    with pytest.raises(InputError, match="does not tell its model's number of heads"):
+        load_model(tmp_path / "epoch_1.pt")
+
+
+def test_positions_interpolate_when_the_resolution_changes(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32)
+    save_model(tmp_path, model.state_dict(), model.config)
+    larger = from_file(tmp_path, image_size_px=40)
+    assert larger.visual.positional_embedding.shape == (26, 32)
+    assert torch.equal(larger.visual.positional_embedding[0], model.visual.positional_embedding[0])
+    assert larger(middle=torch.randn(1, 3, 40, 40)).frame_BD.shape == (1, 16)
+    smooth = torch.linspace(0, 1, 9).view(9, 1)
+    flat = torch.cat([torch.zeros(1, 1), torch.ones(9, 1)])
+    torch.testing.assert_close(interpolate_positions(flat, 26), torch.cat([torch.zeros(1, 1), torch.ones(25, 1)]))
+    assert interpolate_positions(smooth, 9) is smooth
+
+
+def mutated(path: Path, change: Any) -> Path:
+    state = torch.load(golden.CHECKPOINT, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("clipmodel.visual_projection.weight"), r"missing visual\.proj"),
+        (lambda state: state.pop("clipmodel.vision_model.embeddings.added_cls"), r"missing visual\.added_proxies"),
+        (lambda state: state.update({"clipmodel.extra": torch.zeros(1)}), "unknown extra"),
+        (
+            lambda state: state.update({"clipmodel.vision_model.embeddings.temporal_embedding": torch.zeros(1, 8, 64)}),
+            r"misshaped visual\.temporal_embedding is \[8, 64\], not \[12, 64\]",
+        ),
+        (
+            lambda state: state.pop("clipmodel.vision_model.encoder.layers.1.self_attn.k_proj.weight"),
+            r"missing visual\.transformer\.resblocks\.1\.attn\.in_proj_weight; unknown vision_model",
+        ),
+    ],
+)
+def test_loading_is_strict(tmp_path: Path, change: Any, message: str) -> None:
+    file = mutated(tmp_path / "changed.pt", change)
+    with pytest.raises(InputError, match=message):
+        golden.model(pretrained=str(file))
+
+
+def test_patch_16_weights_into_a_patch_32_model_name_the_patches_first() -> None:
+    architecture = golden.architecture()
+    architecture["vision_cfg"]["patch_size"] = 32
+    with pytest.raises(
+        InputError, match=r"misshaped visual\.conv1\.weight is \[64, 3, 16, 16\], not \[64, 3, 32, 32\]"
+    ):
+        golden.model(architecture=architecture)
+
+
+def test_official_weights_into_a_gelu_model_are_an_error() -> None:
+    with pytest.raises(
+        InputError, match="trained with quick-GELU, but golden is a GELU model; use name: golden-quickgelu"
+    ):
+        golden.model(architecture=golden.architecture() | {"quick_gelu": False})
+    with pytest.raises(InputError, match=r"openai was trained with quick-GELU.*use name: ViT-B-32-quickgelu"):
+        CLIPViP.from_config(ModelConfig(name="ViT-B/32", pretrained="openai"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "ViT-B-33"}, "unknown model 'ViT-B-33'; the nearest open_clip name is 'ViT-B-32'"),
+        ({"name": "RN50"}, "no plain ViT"),
+        ({"name": "ViT-B-16-SigLIP"}, "no plain ViT"),
+        ({"name": "ViT-B-32-quickgelu", "pretrained": "opnai"}, "nearest tag is 'openai'"),
+        ({"name": "ViT-B-32-quickgelu", "pretrained": "gone/openai.pt"}, "no weights at gone/openai.pt"),
+        ({"name": "missing.json"}, "cannot read model file missing.json"),
+        ({"image_size_px": 100}, "100-px frames do not divide into 32-px patches"),
+    ],
+)
+def test_wrong_names_get_the_nearest_valid_one(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CLIPViP.from_config(ModelConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32-quickgelu", "ViT-L-14-336-quickgelu", "ViT-H-14", "ViT-M-16-alt", "ViT-H-14-worldwide"]
+)
+def test_models_of_openclip_have_its_tensors_and_ours_beside_them(name: str) -> None:
+    import open_clip
+
+    with torch.device("meta"):
+        model = CLIPViP(ModelConfig(name=name))
+        twin = open_clip.model.CLIP(**open_clip.get_model_config(name))
+    theirs = {key: value.shape for key, value in to_ours(twin.state_dict()).items()}
+    ours = {key: value.shape for key, value in model.state_dict().items()}
+    width = model.architecture.vision_cfg.width
+    assert theirs.keys() <= ours.keys()
+    assert dict(ours.items() - theirs.items()) == {
+        "visual.added_proxies": (3, width),
+        "visual.temporal_embedding": (12, width),
+    }
+
+
+class Harmful:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pt_file_never_runs_code(tmp_path: Path) -> None:
+    torch.save({"clipmodel.x": Harmful(tmp_path / "ran")}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="cannot read weights"):
+        load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
+    for name in ("broken.pt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            load_model(tmp_path / name)
+
+
+def test_the_command_converts_and_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "toy.json").write_text(json.dumps(golden.architecture()))
+    arguments = [
+        str(golden.CHECKPOINT),
+        str(tmp_path / "out"),
+        "--to",
+        "safetensors",
+        "--name",
+        str(tmp_path / "toy.json"),
+    ]
+    assert convert.main(arguments) == 0
+    assert "as safetensors" in capsys.readouterr().out
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), golden.model().state_dict())
+    with pytest.raises(InputError, match="exists; choose another name"):
+        convert.main(arguments)
+    assert convert.main([str(tmp_path / "out"), str(tmp_path / "back.pt"), "--to", "official"]) == 0
+    assert same(torch.load(tmp_path / "back.pt", weights_only=True), torch.load(golden.CHECKPOINT, weights_only=True))
