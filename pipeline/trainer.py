@@ -161,6 +161,8 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
         "train/samples": run.progress.samples,
     }
     values |= {f"train/bad_{reason}": count for reason, count in run.stream.bad_by_reason.items()}
+    if len(run.stream.composition) > 1:
+        values |= {f"train/source_{number}": count for number, count in enumerate(run.stream.composition)}
     if run.progress.skipped:
         values["train/skipped"] = run.progress.skipped
     if run.saver.stall_s:

@@ -117,8 +117,8 @@ class Stream:
         self._open_manifests(self._agreement.from_first(self._pin_newest))
         self._cursor = self._schedule.start()
         self._bad: dict[tuple[str, str], BadSample] = {}
-        self.composition: dict[str, int] = {}
-        """Samples by source in the last global batch handed out."""
+        self.composition: list[int] = []
+        """Samples of each source in the last global batch handed out."""
 
     @property
     def samples_per_epoch(self) -> int:
@@ -194,9 +194,7 @@ class Stream:
                 composition, after = issued.popleft()
                 batch = self._account(item)
                 self._cursor = after
-                counts = np.bincount(composition.sources_G, minlength=len(self.config.sources))
-                names = [source.shards for source in self.config.sources]
-                self.composition = dict(zip(names, counts.tolist(), strict=True))
+                self.composition = np.bincount(composition.sources_G, minlength=len(self.config.sources)).tolist()
                 yield batch
         finally:
             loaded.close()
