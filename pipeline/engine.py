@@ -15,69 +15,15 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from pipeline.config import Section
-from pipeline.dist import is_initialized, local_rank, world_size
-from pipeline.errors import InputError
-
-DERIVED_KEYS = frozenset(
-    {
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "optimizer",
-        "scheduler",
-        "bf16",
-        "fp16",
-        "torch_autocast",
-        "steps_per_print",
-        "communication_data_type",
-        "checkpoint",
-        "zero_optimization.stage",
-    }
-)
-"""What our own config decides; repeating it in the `deepspeed` section is an error."""
-
-
-class EngineConfig(Section):
-    """How the step runs: ZeRO, precision, device."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """Partitioned over ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16: autocast over fp32 parameters; fp16: half parameters with fp32 masters and loss scaling, GPUs only."""
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
-    """What gradients travel in between ranks."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one."""
-    compile: bool = False
-    """torch.compile the model; ZeRO 0 to 2."""
-    tf32: bool = True
-    """TensorFloat-32 for what is left in fp32 on GPUs."""
-    collective_timeout_s: float = Field(default=600.0, gt=0)
-    """A collective that waits longer, because a rank hangs or died, ends the run on all ranks."""
-
-
-def resolve_device(config: EngineConfig) -> torch.device:
-    """This rank's device. InputError where the config asks for what the machine lacks."""
-    wanted = config.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("engine.device is cuda, but this machine has no CUDA device; set engine.device=cpu")
-    if wanted == "cpu" and config.precision == "fp16":
-        raise InputError("engine.precision fp16 needs a GPU; on a CPU set engine.precision=fp32 or bf16")
-    if config.compile and config.zero_stage == 3:
-        raise InputError("engine.compile works with ZeRO 0 to 2; set engine.compile=false or engine.zero_stage=2")
-    return torch.device(wanted, local_rank()) if wanted == "cuda" else torch.device("cpu")
+from pipeline.dist import is_initialized, world_size
+from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
 
 
 def start_distributed(config: EngineConfig) -> torch.device:
@@ -85,8 +31,7 @@ def start_distributed(config: EngineConfig) -> torch.device:
     device = resolve_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = config.tf32
-        torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     # DeepSpeed would take a GPU that the config does not want, and asks for LOCAL_RANK even with one rank.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -104,42 +49,6 @@ def start_distributed(config: EngineConfig) -> torch.device:
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return device
-
-
-def deepspeed_config(
-    config: EngineConfig, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
-) -> dict[str, Any]:
-    """DeepSpeed's own config: derived from ours, then the engine-only keys of `passthrough`."""
-    for dotted in _dotted_keys(passthrough):
-        for derived in DERIVED_KEYS:
-            if dotted == derived or dotted.startswith(derived + "."):
-                raise InputError(f"deepspeed.{dotted} repeats what our own config decides; remove it")
-    made: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": rows_per_rank,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip_norm,
-        "steps_per_print": None,
-        # Ours is a plain subclass of torch's; offloading must not insist on DeepSpeed's own.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "communication_data_type": config.reduce_dtype,
-    }
-    if config.precision == "bf16":
-        # The listed modules would have their gradients reduced in bf16, whatever communication_data_type says.
-        safe: list[str] | None = None if config.reduce_dtype == "bf16" else []
-        made["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
-    elif config.precision == "fp16":
-        made["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    made |= {key: value for key, value in passthrough.items() if key != "zero_optimization"}
-    made["zero_optimization"] = {"stage": config.zero_stage} | dict(passthrough.get("zero_optimization", {}))
-    return made
-
-
-def _dotted_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 class Engine:
@@ -179,6 +88,16 @@ class Engine:
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups, whatever wraps it."""
         return self.deepspeed.optimizer.param_groups  # type: ignore[no-any-return]
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """Our own optimizer, inside of what DeepSpeed wrapped around it."""
+        return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)  # type: ignore[no-any-return]
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16: an infinite gradient is an everyday event, after which DeepSpeed itself skips the update."""
+        return self.config.precision == "fp16"
 
     def __call__(self, **inputs: Tensor | None) -> Any:
         """The model's features, under autocast where the precision says so."""
@@ -235,7 +154,8 @@ class Engine:
             square = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.zero_stage > 0 and world_size() > 1:
             dist.all_reduce(square)
-        return math.sqrt(value) if (value := square.item()) >= 0 else math.nan
+        scale = self.deepspeed.optimizer.loss_scale if self.scales_loss else 1.0
+        return math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
 
     def parameter_norm(self) -> float:
         """Norm of all parameters. All ranks."""
@@ -248,9 +168,7 @@ class Engine:
 
     def optimizer_step(self) -> int:
         """How many updates the optimizer has made."""
-        optimizer = self.deepspeed.optimizer
-        base = optimizer if self.zero_stage == 0 else optimizer.optimizer
-        return max((int(state["step"]) for state in base.state.values() if "step" in state), default=0)
+        return max((int(state["step"]) for state in self.base_optimizer.state.values() if "step" in state), default=0)
 
     def logit_scale(self) -> float:
         """exp of the logit scale parameter. All ranks."""

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.engine import Engine
+from pipeline.errors import InputError
 
 Moments = Callable[[str], tuple[Tensor, Tensor] | None]
 
 
 def fill_engine(engine: Engine, weights: Mapping[str, Tensor], moments: Moments, optimizer_step: int) -> None:
     """Put weights, fp32 masters, both moments and the step count into `engine`. Every rank, the same arguments."""
+    if engine.scales_loss and engine.zero_stage == 0:
+        raise InputError("fp16 under ZeRO 0 cannot take a converted checkpoint; set engine.zero_stage=1")
     optimizer = engine.deepspeed.optimizer
     named = dict(engine.module.named_parameters())
     names = {parameter: name for name, parameter in named.items()}
@@ -33,7 +36,7 @@ def fill_engine(engine: Engine, weights: Mapping[str, Tensor], moments: Moments,
                 if parameter.requires_grad:
                     _set_state(optimizer, parameter, moments(name), optimizer_step)
             return
-        base = optimizer.optimizer
+        base = engine.base_optimizer
         for flat, pieces in _flat_partitions(engine):
             states = [torch.zeros_like(flat), torch.zeros_like(flat)]
             has_state = False

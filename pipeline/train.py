@@ -5,27 +5,29 @@ How a run starts, in this order: its own newest intact checkpoint (or the one `r
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
-from pipeline.errors import PipelineError, run_command
+from pipeline.errors import PipelineError, RunError, run_command
 from pipeline.log import quiet
 
 with quiet():
     import torch
     from torch import nn
 
-    from pipeline.checkpoint.folder import remove_staging, set_aside, write_atomically
+    from pipeline.checkpoint.folder import checkpoint_name, remove_staging, set_aside, write_atomically
     from pipeline.checkpoint.restore import choose_checkpoint, load_checkpoint
     from pipeline.checkpoint.rng import seed_everything
     from pipeline.checkpoint.save import Saver
     from pipeline.data.stream import Stream
     from pipeline.dist import broadcast_value, is_initialized, is_main, rank, world_size
     from pipeline.engine import Engine, start_distributed
-    from pipeline.evaluation.retrieval import evaluate_retrieval
+    from pipeline.evaluation.retrieval import retrieve
+    from pipeline.examples import retrieval_examples
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
     from pipeline.log import MetricsFile, logger, start_logging
@@ -80,11 +82,24 @@ def run_to_the_end(
         if run.progress.step >= run.total_steps:
             logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
         elif train(run) == "finished" and is_main():
-            write_atomically(config.run_folder / "COMPLETE", f"{run.progress.step}\n")
+            finish_folder(config.run_folder, run.progress.step)
     finally:
         if run.metrics is not None:
             run.metrics.close()
         run.mirror.finish()
+
+
+def finish_folder(run_folder: Path, step: int) -> None:
+    """Put the weights of the last checkpoint into `export/`, then mark the run as complete. Rank 0."""
+    last = run_folder / "checkpoints" / checkpoint_name(step)
+    if not (last / "model.safetensors").exists():
+        raise RunError(f"the last checkpoint of {run_folder} could not be saved; make room and run the command again")
+    export = run_folder / "export"
+    export.mkdir(exist_ok=True)
+    for name in ("model.safetensors", "model.json"):
+        shutil.copyfile(last / name, export / f".{name}.tmp")
+        (export / f".{name}.tmp").replace(export / name)
+    write_atomically(run_folder / "COMPLETE", f"{step}\n")
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
@@ -166,13 +181,19 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         progress = Progress(**state["progress"])
         stream.load_state_dict(state["stream"])
     report_start(config, model, checkpoint, progress, total_steps)
+    mirror = WandbMirror.start(
+        config.run_folder,
+        mode=config.log.wandb if is_main() else "off",
+        project=config.log.wandb_project,
+        config=config.model_dump(mode="json"),
+    )
     return Run(
         config=config,
         total_steps=total_steps,
         engine=engine,
         stream=stream,
         objective=Objective(config.loss),
-        evaluate=make_evaluate(config, engine, model),
+        evaluate=make_evaluate(config, engine, model, mirror),
         saver=Saver(
             run_folder=config.run_folder,
             config=config.checkpoint,
@@ -186,12 +207,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         progress=progress,
         clock=StepClock(device),
         work=work_of(config, model, device),
-        mirror=WandbMirror.start(
-            config.run_folder,
-            mode=config.log.wandb if is_main() else "off",
-            project=config.log.wandb_project,
-            config=config.model_dump(mode="json"),
-        ),
+        mirror=mirror,
     )
 
 
@@ -221,16 +237,18 @@ def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
     )
 
 
-def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP) -> Evaluate:
+def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP, mirror: WandbMirror) -> Evaluate:
     """A function that gives the metrics of all held-out sets as <set name>/<metric>. Training does not notice it."""
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, float]:
         found: dict[str, float] = {}
         devices = [engine.device] if engine.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             for chosen in config.evaluation.sets:
-                metrics = evaluate_retrieval(engine, model.tokenizer, model.image_size_px, chosen, device=engine.device)
-                found |= {f"{chosen.name}/{name}": value for name, value in metrics.items()}
+                retrieval = retrieve(engine, model.tokenizer, model.image_size_px, chosen, device=engine.device)
+                found |= {f"{chosen.name}/{name}": value for name, value in retrieval.metrics().items()}
+                if mirror.is_active:
+                    mirror.log_examples(step, *retrieval_examples(retrieval, model.image_size_px))
         return found
 
     return evaluate

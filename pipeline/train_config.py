@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.checkpoint.save import CheckpointConfig
 from pipeline.config import Section
 from pipeline.data.stream import DataConfig
-from pipeline.engine import EngineConfig
+from pipeline.engine_config import EngineConfig
 from pipeline.evaluation.protocol import RetrievalSetConfig
 from pipeline.losses import LossConfig
 from pipeline.model.config import ModelConfig
@@ -96,8 +96,8 @@ class TrainConfig(Section):
     stop_at_step: int | None = Field(default=None, gt=0)
     """Save and leave after this step, as if a signal had come; the same command without it goes on."""
     resume: str = "auto"
-    """auto: go on from the newest intact checkpoint of the run folder; never: start over, what the folder holds is set
-    aside as checkpoints_before_<n>; else the path of a checkpoint or run folder to start from."""
+    """auto: go on from the newest intact checkpoint of the run folder; a path: the same, and where there is none, from
+    that checkpoint or run folder; never: start over, what the folder holds is set aside as checkpoints_before_<n>."""
     init_from: Path | None = None
     """Weights to start from when nothing is resumed: an export, a checkpoint, a run folder, an official .pt."""
     data: DataConfig

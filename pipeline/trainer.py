@@ -25,7 +25,7 @@ from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
 from pipeline.wandb_mirror import WandbMirror
 
-Evaluate = Callable[[], dict[str, float]]
+Evaluate = Callable[[int], dict[str, float]]
 Outcome = Literal["finished", "stopped"]
 
 
@@ -85,7 +85,7 @@ def train(run: Run) -> Outcome:
         )
         loss_value, norm = loss.item(), engine.gradient_norm()
         clock.mark("gradient")
-        if math.isfinite(loss_value) and math.isfinite(norm):
+        if math.isfinite(loss_value) and (math.isfinite(norm) or engine.scales_loss):
             set_learning_rate(engine.param_groups, lr)
             engine.step()
             watch_for_spike(run, step, loss_value)
@@ -149,6 +149,7 @@ def merge_counts(run: Run) -> None:
 
 def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, norm: float) -> dict[str, Any]:
     """What is logged about a step. All ranks."""
+    run.saver.ensure_owned()
     merge_counts(run)
     values: dict[str, Any] = {"train/loss": loss}
     values |= {f"train/loss_{name}": value.item() for name, value in terms.items()}
@@ -173,7 +174,7 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
 def evaluate_and_judge(run: Run) -> dict[str, float]:
     """Metrics of every held-out set; notes whether this is the best step so far. All ranks."""
     run.engine.eval()
-    values = {f"eval/{name}": value for name, value in run.evaluate().items()}
+    values = {f"eval/{name}": value for name, value in run.evaluate(run.progress.step).items()}
     run.engine.train()
     metric = run.config.evaluation.best_metric
     if metric is not None:
@@ -196,12 +197,10 @@ def wishes(run: Run, step: int) -> tuple[str, bool]:
 def save(run: Run) -> bool:
     """Save a checkpoint of the current step. All ranks."""
     merge_counts(run)
-    streams = gather_values(run.stream.state_dict())
     state = {
         "progress": asdict(run.progress),
-        "stream": Stream.merge_states(streams),
+        "stream": run.stream.state_dict(),
         "zero_stage": run.engine.zero_stage,
         "optimizer_step": run.engine.optimizer_step(),
     }
-    protected = {run.progress.best_step} if run.progress.best_step is not None else set()
-    return run.saver.save(run.engine, run.progress.step, state, protected)
+    return run.saver.save(run.engine, run.progress.step, state, run.progress.best_step)

@@ -14,6 +14,7 @@ from typing import Any
 FORMAT_VERSION = 1
 COMPLETE = "COMPLETE.json"
 LATEST = "latest"
+BEST = "best"
 _STEP = re.compile(r"step_(\d{8,})")
 
 

@@ -25,12 +25,15 @@ from pipeline.partitions import fill_engine
 def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     """The checkpoint to go on from, or None to start. All ranks; rank 0 reads and hashes, all get its answer.
 
-    `resume`: auto takes the newest intact one of the run folder, never takes none, else a path.
+    `resume`: auto takes the newest intact one of the run folder; a path is where a run without any begins, so that the
+    same command goes on after a requeue; never takes none.
     """
     answer: tuple[Path | None, list[str]] | str = (None, [])
     if is_main() and resume != "never":
         try:
-            answer = newest_intact(run_folder) if resume == "auto" else (_named_checkpoint(Path(resume)), [])
+            answer = newest_intact(run_folder)
+            if answer == (None, []) and resume != "auto":
+                answer = (_named_checkpoint(Path(resume)), [])
         except InputError as error:
             answer = str(error)
     answer = broadcast_value(answer)
@@ -39,7 +42,7 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     chosen, problems = answer
     for problem in problems:
         logger.warning(f"passed over: {problem}")
-    if problems and chosen is None and resume == "auto":
+    if problems and chosen is None:
         raise RunError(
             f"{run_folder} has {len(problems)} checkpoints and none is intact (first: {problems[0]}); restore one, or "
             "start over with resume=never"

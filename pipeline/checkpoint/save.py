@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.engine_files import NotingCheckpointEngine, write_error
 from pipeline.checkpoint.folder import (
+    BEST,
     LATEST,
     checkpoint_name,
     list_checkpoints,
@@ -36,6 +37,7 @@ from pipeline.checkpoint.rng import gather_random_states
 from pipeline.config import Section
 from pipeline.dist import broadcast_value, gather_values, is_main, world_size
 from pipeline.engine import Engine
+from pipeline.errors import RunError
 from pipeline.log import logger
 
 ENGINE_FOLDER = "engine"
@@ -65,7 +67,7 @@ class Saver:
     save_weights: Callable[[Path, dict[str, Tensor]], None]
     """Writes model.safetensors and model.json into a folder."""
     check_ownership: Callable[[], None]
-    """Raises when another run has taken the folder over; called right before anything is published."""
+    """Raises RunError when another run has taken the folder over; asked on rank 0."""
     failures: int = 0
     """Saves that failed in a row."""
     stall_s: float = 0.0
@@ -79,8 +81,11 @@ class Saver:
         minutes = (time.monotonic() - self.last_time) / 60
         return by_step or (self.config.every_minutes > 0 and minutes >= self.config.every_minutes)
 
-    def save(self, engine: Engine, step: int, state: dict[str, Any], protected: set[int]) -> bool:
-        """Save the run after `step`. All ranks. False when it failed; then everything saved before is still there."""
+    def save(self, engine: Engine, step: int, state: dict[str, Any], best_step: int | None = None) -> bool:
+        """Save the run after `step`. All ranks. False when it failed; then everything saved before is still there.
+
+        The checkpoint of `best_step` stays whatever the keep policy says, and `best` names it.
+        """
         if step == self.last_step:
             return True
         started = time.monotonic()
@@ -89,8 +94,8 @@ class Saver:
         if not errors:
             errors = self._write(engine, staging, step, state)
         if not errors:
-            self.check_ownership()
-            errors = _errors_of_all(lambda: self._publish(staging, step, protected))
+            self.ensure_owned()
+            errors = _errors_of_all(lambda: self._publish(staging, step, best_step))
         self.last_time = time.monotonic()
         self.stall_s = self.last_time - started
         if errors:
@@ -106,6 +111,18 @@ class Saver:
         self.last_step = step
         logger.info(f"saved checkpoints/{checkpoint_name(step)} in {self.stall_s:.1f} s")
         return True
+
+    def ensure_owned(self) -> None:
+        """Raise RunError, on all ranks, when another run has taken the folder over. All ranks."""
+        message = None
+        if is_main():
+            try:
+                self.check_ownership()
+            except RunError as error:
+                message = str(error)
+        message = broadcast_value(message)
+        if message is not None:
+            raise RunError(message)
 
     def _write(self, engine: Engine, staging: Path, step: int, state: dict[str, Any]) -> list[str]:
         writer = NotingCheckpointEngine()
@@ -130,7 +147,7 @@ class Saver:
         (staging / "state.json").write_text(json.dumps({"step": step} | state, indent=1), encoding="utf-8")
         (staging / "config.yaml").write_text(self.config_text, encoding="utf-8")
 
-    def _publish(self, staging: Path, step: int, protected: set[int]) -> None:
+    def _publish(self, staging: Path, step: int, best_step: int | None) -> None:
         seal(staging, {"step": step, "num_ranks": world_size(), "torch": torch.__version__})
         final = staging.with_name(checkpoint_name(step))
         if final.exists():  # a damaged one of the same step that the restart passed over
@@ -138,7 +155,9 @@ class Saver:
         staging.rename(final)
         sync_folder(final.parent)
         write_atomically(self.run_folder / LATEST, f"checkpoints/{final.name}\n")
-        self._prune(protected | {step})
+        if best_step is not None and (final.parent / checkpoint_name(best_step)).is_dir():
+            write_atomically(self.run_folder / BEST, f"checkpoints/{checkpoint_name(best_step)}\n")
+        self._prune({step} if best_step is None else {step, best_step})
 
     def _prune(self, protected: set[int]) -> None:
         folders = {step_of(folder): folder for folder in list_checkpoints(self.run_folder)}

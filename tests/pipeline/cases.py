@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dist import is_main, rank, world_size
-from pipeline.engine import Engine, EngineConfig
+from pipeline.engine import Engine
+from pipeline.engine_config import EngineConfig
 from pipeline.gradient import Objective, backward_batch
 from pipeline.losses import LossConfig
 from pipeline.optim import OptimConfig, make_optimizer, parameter_groups
@@ -67,6 +68,44 @@ def training_case(argv: list[str]) -> int:
     from pipeline.train import main
 
     return main(argv)
+
+
+def precision_case(stage: int, micro_batches: int) -> tuple[float, float, float, float]:
+    """Loss and gradient norm of one batch in fp32, then in bf16."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        engine = make_engine(stage, make_model(), OptimConfig(clip_norm=0.0), precision=precision)
+        engine.train()
+        batch = make_batch(16, rank=rank(), world_size=world_size())
+        objective = Objective(LossConfig(name="vsc_fc"))
+        value, _ = backward_batch(engine, objective, batch, micro_batches=micro_batches, accumulation="exact")
+        assert value.dtype == torch.float32
+        found += [value.item(), engine.gradient_norm()]
+        engine.step()
+        assert all(parameter.dtype == torch.float32 for parameter in engine.module.parameters())
+        close(engine)
+    return found[0], found[1], found[2], found[3]
+
+
+def masters_case(stage: int) -> bool:
+    """Whether, after three steps, the whole weights are the fp32 masters of the optimizer, put together."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    engine = make_engine(stage, make_model(), OptimConfig(lr=1e-2))
+    engine.train()
+    objective = Objective(LossConfig(name="vsc_fc"))
+    for seed in range(3):
+        batch = make_batch(8, seed, rank(), world_size())
+        backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+        engine.step()
+    weights = engine.whole_weights()
+    same = True
+    for name, parameter in engine.module.named_parameters():
+        master = parameter.detach() if stage == 0 else safe_get_full_fp32_param(parameter)
+        if is_main():
+            same = same and torch.equal(weights[name], master.view_as(weights[name]))
+    close(engine)
+    return same
 
 
 def clamp_case(stage: int) -> dict[str, Any]:

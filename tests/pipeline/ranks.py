@@ -78,7 +78,8 @@ def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline.engine import EngineConfig, start_distributed
+    from pipeline.engine import start_distributed
+    from pipeline.engine_config import EngineConfig
     from pipeline.log import quiet
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}

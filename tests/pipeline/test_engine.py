@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.engine import EngineConfig, deepspeed_config, resolve_device
+from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
 from tests.pipeline import cases
 from tests.pipeline.model import golden
@@ -47,6 +47,21 @@ def test_twenty_official_steps_follow_the_golden_trajectory(single, stage):
         assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3, abs=2e-4), row["step"]
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3, abs=1e-2), row["step"]
         assert row["logit_scale"] == pytest.approx(expected["logit_scale"], abs=2e-6), row["step"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_whole_weights_are_the_masters(pair, stage):
+    assert pair.run(cases.masters_case, stage) == [True, True]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("stage", "parts"), [(0, 2), (1, 1), (2, 2), (3, 1)])
+def test_bf16_is_autocast_over_fp32_parameters(pair, stage, parts):
+    for loss, norm, bf16_loss, bf16_norm in pair.run(cases.precision_case, stage, parts):
+        assert bf16_loss == pytest.approx(loss, rel=0.02)
+        assert bf16_loss != loss
+        assert bf16_norm == pytest.approx(norm, rel=0.1)
 
 
 def test_repeating_a_derived_key_is_an_error():

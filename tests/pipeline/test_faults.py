@@ -1,5 +1,6 @@
 """A NaN, a full disk, a folder that cannot be written, a dead rank: one readable cause, and nothing good is lost."""
 
+import json
 import os
 import socket
 import time
@@ -69,6 +70,21 @@ def test_another_config_may_not_move_in(shards, pools, tmp_path):  # noqa: F811
     process.join(120)
     assert process.exitcode == 2
     assert "belongs to another config: optim.lr differ;" in (tmp_path / "out.txt").read_text()
+
+
+def test_a_run_that_was_taken_over_stops_without_writing(shards, tmp_path):  # noqa: F811
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
+    process = start_training([str(config)], tmp_path / "out.txt")
+    run = tmp_path / "runs/run"
+    wait_until(lambda: len(read_metrics(run / "metrics.jsonl")) > 2, process)
+    owner = json.loads((run / "owner.json").read_text())
+    taker = json.dumps(owner | {"token": "another", "job": "78", "host": "node9"})
+    (run / "owner.json").write_text(taker)
+    process.join(60)
+    assert process.exitcode == 1
+    assert "belongs to job 78" in (tmp_path / "out.txt").read_text().splitlines()[-1]
+    assert list_checkpoints(run) == []
+    assert (run / "owner.json").read_text() == taker
 
 
 def test_a_dead_rank_ends_the_others(shards, tmp_path):  # noqa: F811

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint.folder import list_checkpoints, newest_intact, read_latest
 from pipeline.log import read_metrics
+from pipeline.model.weights import load_model
 from tests.pipeline import cases
 from tests.pipeline.data.conftest import Clip, ShardSet
 from tests.pipeline.ranks import RankPool, start_training
-from tests.pipeline.tiny import write_config
+from tests.pipeline.tiny import FRAMES, TOKENS, write_config
 
 pytestmark = pytest.mark.heavy
 
@@ -101,6 +102,65 @@ def test_a_run_leaves_a_whole_folder(uninterrupted):
     )
     assert (uninterrupted / "COMPLETE").exists()
     assert not (uninterrupted / "owner.json").exists()
+
+
+def test_a_finished_run_is_exported(uninterrupted):
+    exported = load_model(uninterrupted / "export")
+    for name, tensor in weights(uninterrupted).items():
+        assert torch.equal(exported.state_dict()[name], tensor), name
+
+
+def test_a_new_run_can_start_from_anothers_weights_or_state(uninterrupted, shards, pools, tmp_path):
+    config = write_config(tmp_path, shards, steps=13, name="weights")
+    train(pools(1), config, f"init_from={uninterrupted}", "stop_at_step=1")
+    assert losses(tmp_path / "runs/weights")[0]["train/loss"] < losses(uninterrupted)[0]["train/loss"]
+    config = write_config(tmp_path, shards, steps=13, name="state")
+    train(pools(1), config, f"resume={uninterrupted}")
+    assert [row["step"] for row in losses(tmp_path / "runs/state")] == [13]
+
+
+def test_wandb_offline_gets_lines_and_examples(uninterrupted, shards, pools, tmp_path, monkeypatch):
+    """The real wandb, offline, without a login; its file holds the run of two starts under one id."""
+    (tmp_path / "queries.jsonl").write_text('{"query_id": "q", "text": "thing3 3", "clip_id": "v0.3.mp4"}\n')
+    sets = [{"name": "heldout", "shards": str(shards), "queries": str(tmp_path / "queries.jsonl")}]
+    sets[0] |= {"num_frames": FRAMES, "num_text_tokens": TOKENS}
+    config = write_config(tmp_path, shards, steps=4, evaluation={"sets": sets}, log={"wandb": "offline"})
+    train(pools(1), config, "stop_at_step=2")
+    train(pools(1), config)
+    folder = tmp_path / "runs/run/wandb"
+    run_id = (folder / "run_id").read_text()
+    assert len(list(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
+    assert list(folder.glob("offline-run-*/files/media/images/**/*.png"))
+
+
+def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
+    config = write_config(tmp_path, shards, steps=3)
+    train(pools(1), config, "stop_at_step=2")
+    first = losses(tmp_path / "runs/run")
+    train(pools(1), config, "resume=never")
+    assert losses(tmp_path / "runs/run")[:2] == first
+    assert (tmp_path / "runs/run/checkpoints_before_1/step_00000002").is_dir()
+
+
+def test_the_best_checkpoint_by_a_validation_metric_stays(shards, pools, tmp_path):
+    queries = [{"query_id": f"q{n}", "text": f"thing{n % 23} {n}", "clip_id": f"v0.{n}.mp4"} for n in range(20)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    heldout = {"name": "heldout", "shards": str(shards), "queries": str(tmp_path / "queries.jsonl"), "split": "val"}
+    sets = [heldout | {"num_frames": FRAMES, "num_text_tokens": TOKENS}]
+    evaluation = {"every_steps": 2, "sets": sets, "best_metric": "heldout/t2v_r10"}
+    config = write_config(tmp_path, shards, evaluation=evaluation, checkpoint={"every_steps": 0, "keep_last": 1})
+    train(pools(2), config, "engine.zero_stage=3")
+    run = tmp_path / "runs/run"
+    scores = {
+        row["step"]: row["eval/heldout/t2v_r10"]
+        for row in read_metrics(run / "metrics.jsonl")
+        if "eval/heldout/t2v_r10" in row
+    }
+    assert list(scores) == [2, 4, 6, 8, 10, 12]
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert json.loads((run / "checkpoints/step_00000012/state.json").read_text())["progress"]["best_step"] == best
+    assert {path.name for path in list_checkpoints(run)} == {f"step_{best:08d}", "step_00000012"}
+    assert (run / "best").read_text() == f"checkpoints/step_{best:08d}\n"
 
 
 def test_the_loss_goes_down(uninterrupted):

@@ -1,0 +1,103 @@
+"""How the engine runs a step: its config, the device that follows from it, and DeepSpeed's own config.
+
+device = resolve_device(config)                                             # or InputError
+settings = deepspeed_config(config, clip_norm=5.0, rows_per_rank=32, passthrough={})
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from pipeline.config import Section
+from pipeline.dist import local_rank
+from pipeline.errors import InputError
+
+DERIVED_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "steps_per_print",
+        "communication_data_type",
+        "checkpoint",
+        "zero_optimization.stage",
+    }
+)
+"""What our own config decides; repeating it in the `deepspeed` section is an error."""
+
+
+class EngineConfig(Section):
+    """How the step runs: ZeRO, precision, device."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Partitioned over ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16: autocast over fp32 parameters; fp16: half parameters with fp32 masters and loss scaling, GPUs only."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel in between ranks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    compile: bool = False
+    """torch.compile the model; ZeRO 0 to 2."""
+    tf32: bool = True
+    """TensorFloat-32 for what is left in fp32 on GPUs."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """A collective that waits longer, because a rank hangs or died, ends the run on all ranks."""
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """This rank's device. InputError where the config asks for what the machine lacks."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("engine.device is cuda, but this machine has no CUDA device; set engine.device=cpu")
+    if wanted == "cpu" and config.precision == "fp16":
+        raise InputError("engine.precision fp16 needs a GPU; on a CPU set engine.precision=fp32 or bf16")
+    if config.compile and config.zero_stage == 3:
+        raise InputError("engine.compile works with ZeRO 0 to 2; set engine.compile=false or engine.zero_stage=2")
+    return torch.device(wanted, local_rank()) if wanted == "cuda" else torch.device("cpu")
+
+
+def deepspeed_config(
+    config: EngineConfig, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
+) -> dict[str, Any]:
+    """DeepSpeed's own config: derived from ours, then the engine-only keys of `passthrough`."""
+    for dotted in _dotted_keys(passthrough):
+        for derived in DERIVED_KEYS:
+            if dotted == derived or dotted.startswith(derived + "."):
+                raise InputError(f"deepspeed.{dotted} repeats what our own config decides; remove it")
+    made: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows_per_rank,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip_norm,
+        "steps_per_print": None,
+        # Ours is a plain subclass of torch's; offloading must not insist on DeepSpeed's own.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": config.reduce_dtype,
+    }
+    if config.precision == "bf16":
+        # The listed modules would have their gradients reduced in bf16, whatever communication_data_type says.
+        safe: list[str] | None = None if config.reduce_dtype == "bf16" else []
+        made["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
+    elif config.precision == "fp16":
+        made["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    made |= {key: value for key, value in passthrough.items() if key != "zero_optimization"}
+    made["zero_optimization"] = {"stage": config.zero_stage} | dict(passthrough.get("zero_optimization", {}))
+    return made
+
+
+def _dotted_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted_keys(value, f"{prefix}{key}.")
