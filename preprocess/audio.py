@@ -20,7 +20,9 @@ from preprocess.records import Clip
 def copy_audio(path: Path, stream_index: int, clips: Sequence[Clip], limits: LimitsConfig) -> dict[str, bytes]:
     """The packets of each span; a clip without any packet, or of a stream that cannot be copied, is left out."""
     packets: dict[str, list[Any]] = {clip.clip_id: [] for clip in clips}
-    with av.open(f"file:{path}", container_options=open_options(limits), timeout=limits.time_s) as source:
+    with av.open(
+        f"file:{path}", container_options=open_options(limits), timeout=limits.time_s, metadata_errors="replace"
+    ) as source:
         stream = source.streams[stream_index]
         zero_s = (source.start_time or 0) / av.time_base
         try:

@@ -102,7 +102,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if not self._file.closed:  # an error: tarfile would write its last block when it is collected
+            self._tar.close()
+            self._file.close()
         for path in self._temporary.values():
             path.unlink(missing_ok=True)
 

@@ -39,13 +39,16 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
     """Open `path` under the demuxer and protocol lists and describe its first real video stream."""
     timeout_s = min(PROBE_TIMEOUT_S, limits.time_s)
     try:
-        with av.open(f"file:{path}", container_options=open_options(limits), timeout=timeout_s) as container:
+        # Tags are free text: stray bytes in them are no reason to refuse a video.
+        with av.open(
+            f"file:{path}", container_options=open_options(limits), timeout=timeout_s, metadata_errors="replace"
+        ) as container:
             return _describe(container, limits)
     except av.error.ExitError:
         raise ClipError(Reason.TIME_LIMIT, f"opening took over {timeout_s:g} s") from None
     except av.error.FileNotFoundError:
         raise ClipError(Reason.VIDEO_MISSING, "the file is gone") from None
-    except (av.error.FFmpegError, OSError, MemoryError) as error:
+    except (av.error.FFmpegError, OSError, MemoryError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EINVAL:
             # What libavformat answers for a demuxer that is not on the list.
             raise ClipError(Reason.FORBIDDEN_FORMAT, "the file's format is not on limits.formats") from None
