@@ -28,6 +28,7 @@ from pipeline.evaluation.report import Report, console_table, set_report, write_
 from pipeline.evaluation.rescored import rescored_metrics
 from pipeline.evaluation.rescoring import RescoreMethod
 from pipeline.evaluation.retrieval import Retrieval, retrieve
+from pipeline.evaluation.selection import Which, select_checkpoint
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.weights import load_model
 
@@ -58,6 +59,8 @@ class EvaluateConfig(Section):
     """Retrieval sets by name."""
     output: Path | None = None
     """Folder for the reports; default: `evaluation/` in the run folder, or beside a model file."""
+    which: Which = "last"
+    """Of a run folder: its last checkpoint, or the best by the run's own evaluation.best_metric."""
     device: str | None = None
     """cpu, cuda, ...; default: a GPU where there is one."""
 
@@ -127,14 +130,15 @@ def start_ranks(wanted: str | None) -> torch.device:
 
 def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> None:
     """Evaluate every set; rank 0 prints and writes. Collective."""
-    model = load_model(checkpoint).to(device).eval()
+    path, chosen_by = select_checkpoint(checkpoint, config.which)
+    model = load_model(path).to(device).eval()
     folder = config.output or default_output(checkpoint)
     for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(model, set_config, device)
         rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
         if is_main():
-            report = set_report(found, checkpoint=str(checkpoint), rescored=rescored)
+            report = set_report(found, checkpoint=str(path), rescored=rescored, chosen_by=chosen_by)
             paths = write_report(report, folder)
             paths += write_page(found, report, folder, set_config.page_queries, model.image_size_px)
             print(console_table(report))

@@ -1,0 +1,155 @@
+"""Fine-tuning in miniature: does it beat zero-shot, and training from scratch? The whole road by the public commands.
+
+    python benchmarks/finetune_miniature.py runs/demo [--seeds 2] [--steps 300] [--folder data/miniature]
+
+Draws videos of the sample corpus's world, writes them as MSR-VTT publishes itself (JSON and two CSV lists), converts
+them, evaluates the pre-trained model as it is, fine-tunes it and trains the same model from scratch for the same steps,
+and prints text-to-video metrics on videos that nothing was trained on.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from preprocess.sample.plan import Clip, SampleConfig, Video
+from preprocess.sample.scenes import draw_scene
+from preprocess.sample.texts import write_caption, write_query
+from preprocess.sample.video import write_video
+
+CLIP_MS = 2500
+CAPTIONS = 3
+"""Captions of a training video beside its clean sentence."""
+
+
+def write_miniature(folder: Path, num_train: int, num_test: int) -> None:
+    """Videos and MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv."""
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    videos: list[dict[str, Any]] = []
+    sentences: list[dict[str, Any]] = []
+    test_rows, seen = [], set()
+    rng = np.random.default_rng(12345)
+    while len(videos) < num_train + num_test:
+        scene = draw_scene(rng)
+        query = write_query(scene)
+        if query in seen:
+            continue
+        seen.add(query)
+        name, split = f"video{len(videos)}", "train" if len(videos) < num_train else "test"
+        clip = Clip(f"{name}.0.mp4", 0, CLIP_MS, scene, text_seed=0, has_subtitle=False, has_caption=False)
+        path = folder / "videos" / f"{name}.mp4"
+        if not path.exists():
+            write_video(Video(video_id=name, clips=(clip,)), SampleConfig(), path)
+        videos.append({"video_id": name, "split": split, "url": "", "start time": 0.0, "end time": CLIP_MS / 1000})
+        captions = [query, *(write_caption(scene, rng) for _ in range(CAPTIONS))]
+        for caption in captions:
+            sentences.append({"caption": caption, "video_id": name, "sen_id": len(sentences)})
+        if split == "test":
+            test_rows.append((f"ret{len(test_rows)}", f"msr{len(videos)}", name, query))
+    (folder / "MSRVTT_data.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    train_names = [row["video_id"] for row in videos if row["split"] == "train"]
+    (folder / "MSRVTT_train.9k.csv").write_text("\n".join(["video_id", *train_names]) + "\n")
+    with (folder / "MSRVTT_JSFUSION_test.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("key", "vid_key", "video_id", "sentence"), *test_rows])
+
+
+def write_configs(folder: Path, pretrained: Path, steps: int) -> tuple[Path, Path]:
+    """(training config, evaluation config) of the miniature; sizes are those of the pre-trained run."""
+    before = yaml.safe_load((pretrained / "config.yaml").read_text())
+    frames, tokens = before["data"]["num_frames"], before["data"]["num_text_tokens"]
+    shards = folder / "shards"
+    source = {
+        "shards": str(shards / "train_9k" / "shards"),
+        "texts": str(shards / "train_9k" / "texts.jsonl"),
+        "caption_from": "",
+    }
+    train = {
+        "name": "miniature",
+        "runs_dir": str(folder / "runs"),
+        "steps": steps,
+        "data": {"sources": [source], "num_frames": frames, "num_text_tokens": tokens, "num_workers": 0},
+        "batch": {"global_batch_size": 64},
+        "model": before["model"],
+        "loss": {"name": "vs"},
+        "optim": {"lr": 3e-4, "warmup": 0.05, "weight_decay": 0.2, "clip_norm": 1.0},
+        "engine": {"precision": "fp32", "device": "cpu"},
+        "checkpoint": {"every_steps": 0},
+        "log": {"every_steps": 50},
+    }
+    one = {
+        "shards": str(shards / "test_1ka" / "shards"),
+        "queries": str(shards / "test_1ka" / "queries.jsonl"),
+        "num_frames": frames,
+        "num_text_tokens": tokens,
+        "page_queries": 0,
+    }
+    paths = folder / "train.yaml", folder / "evaluate.yaml"
+    for path, content in zip(paths, (train, {"sets": {"miniature": one}, "device": "cpu"}), strict=True):
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return paths
+
+
+def run(module: str, *words: object) -> None:
+    """A public command; its output is shown only when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+    )
+    if done.returncode:
+        sys.exit(f"{module} failed:\n{done.stdout}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pretrained", type=Path, help="run folder of the pre-trained model")
+    parser.add_argument("--folder", type=Path, default=Path("data/miniature"), help="where everything is written")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
+    parser.add_argument("--steps", type=int, default=300, help="steps of fine-tuning, and of training from scratch")
+    parser.add_argument("--train-videos", type=int, default=400, help="videos to train on")
+    parser.add_argument("--test-videos", type=int, default=250, help="videos to search among")
+    options = parser.parse_args()
+    folder = options.folder
+    write_miniature(folder / "raw", options.train_videos, options.test_videos)
+    places = [f"annotations={folder / 'raw'}", f"videos={folder / 'raw' / 'videos'}", f"output={folder / 'shards'}"]
+    run("preprocess.benchmarks.msrvtt", *places, "size_px=32", "accept_counts=true")
+    train, evaluate = write_configs(folder, options.pretrained, options.steps)
+
+    results: dict[str, list[dict[str, float]]] = {}
+
+    def measure(label: str, checkpoint: Path) -> None:
+        output = folder / "results" / label / str(len(results.get(label, [])))
+        run("pipeline.evaluate", checkpoint, evaluate, f"output={output}")
+        results.setdefault(label, []).append(json.loads((output / "miniature.json").read_text())["metrics"])
+
+    measure("zero-shot", options.pretrained)
+    for seed in range(1, options.seeds + 1):
+        for label, start in (("fine-tuned", options.pretrained), ("from scratch", "null")):
+            name = f"{label.replace(' ', '_')}_{seed}"
+            words = [train, f"name={name}", f"seed={seed}", f"init_from={start}"]
+            # In two parts: the second one resumes.
+            run("pipeline.train", *words, f"stop_at_step={options.steps // 2}")
+            run("pipeline.train", *words)
+            measure(label, folder / "runs" / name)
+    print(f"{options.test_videos} queries, {options.steps} steps, chance R@1 {100 / options.test_videos:.1f}")
+    for label, found in results.items():
+        means = {key: statistics.mean(one[key] for one in found) for key in ("t2v_r1", "t2v_r5", "t2v_r10", "t2v_mdr")}
+        each = " ".join(f"{100 * one['t2v_r1']:.1f}" for one in found)
+        print(
+            f"{label:13} R@1 {100 * means['t2v_r1']:.1f} (each: {each})  R@5 {100 * means['t2v_r5']:.1f}  "
+            f"R@10 {100 * means['t2v_r10']:.1f}  MdR {means['t2v_mdr']:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
