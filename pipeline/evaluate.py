@@ -2,9 +2,11 @@
 
     python -m pipeline.evaluate CHECKPOINT FILE.yaml... key=value...
     python -m pipeline.evaluate runs/b32 configs/evaluate/msrvtt_1ka.yaml sets.msrvtt_1ka.num_workers=4
+    python -m pipeline.evaluate configs/evaluate/clip_b32.yaml configs/evaluate/msrvtt_1ka.yaml
     python -m pipeline.evaluate compare RUN... [output=FOLDER]
 
-CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file. `compare` puts what was evaluated
+CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file; without one, the config's `model`
+is built and evaluated as it is, such as CLIP with mean pooling. `compare` puts what was evaluated
 into one table with the paper's numbers beside. Under torchrun every rank encodes and ranks its share; the numbers do
 not depend on how many there are.
 """
@@ -30,9 +32,10 @@ from pipeline.evaluation.rescoring import RescoreMethod
 from pipeline.evaluation.retrieval import Retrieval, retrieve
 from pipeline.evaluation.selection import Which, select_checkpoint
 from pipeline.model.clip_vip import CLIPViP
+from pipeline.model.config import ModelConfig
 from pipeline.model.weights import load_model
 
-PROGRAM = "python -m pipeline.evaluate CHECKPOINT"
+PROGRAM = "python -m pipeline.evaluate [CHECKPOINT]"
 
 
 class EvaluatedSet(RetrievalSetConfig):
@@ -57,6 +60,8 @@ class EvaluateConfig(Section):
 
     sets: dict[str, EvaluatedSet] = Field(min_length=1)
     """Retrieval sets by name."""
+    model: ModelConfig | None = None
+    """The model to evaluate where no CHECKPOINT is given; needs `output`."""
     output: Path | None = None
     """Folder for the reports; default: `evaluation/` in the run folder, or beside a model file."""
     which: Which = "last"
@@ -107,14 +112,18 @@ def compare(words: list[str]) -> int:
     return 0
 
 
-def parse_arguments(argv: list[str]) -> tuple[Path, EvaluateConfig]:
-    """The checkpoint comes first, then files and overrides."""
-    checkpoint = Path(argv[0])
-    if "=" in argv[0] or checkpoint.suffix in (".yaml", ".yml"):
-        raise InputError(f"the first argument must be a checkpoint, but is {argv[0]!r}; usage: {PROGRAM} FILE.yaml ...")
-    if not checkpoint.exists():
+def parse_arguments(argv: list[str]) -> tuple[Path | None, EvaluateConfig]:
+    """The checkpoint comes first, if there is one, then files and overrides."""
+    checkpoint = None if "=" in argv[0] or argv[0].endswith((".yaml", ".yml")) else Path(argv[0])
+    if checkpoint is not None and not checkpoint.exists():
         raise InputError(f"no checkpoint at {checkpoint}; give a run folder, a checkpoint or a model file")
-    return checkpoint, load_config(EvaluateConfig, *split_arguments(argv[1:], program=PROGRAM))
+    words = argv if checkpoint is None else argv[1:]
+    config = load_config(EvaluateConfig, *split_arguments(words, program=PROGRAM))
+    if (checkpoint is None) == (config.model is None):
+        raise InputError(f"give either a checkpoint or a config with `model`; usage: {PROGRAM} FILE.yaml ...")
+    if config.model is not None and (config.output is None or config.which != "last"):
+        raise InputError("a config with `model` needs output=FOLDER, and has no checkpoints to choose by `which`")
+    return checkpoint, config
 
 
 def start_ranks(wanted: str | None) -> torch.device:
@@ -128,17 +137,23 @@ def start_ranks(wanted: str | None) -> torch.device:
     return device
 
 
-def evaluate_checkpoint(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> None:
+def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device: torch.device) -> None:
     """Evaluate every set; rank 0 prints and writes. Collective."""
-    path, chosen_by = select_checkpoint(checkpoint, config.which)
-    model = load_model(path).to(device).eval()
-    folder = config.output or default_output(checkpoint)
+    if checkpoint is None:
+        assert config.model is not None and config.output is not None, "parse_arguments checked it"
+        name, chosen_by, folder = config.model.name, "no training", config.output
+        model = CLIPViP.from_config(config.model)
+    else:
+        path, chosen_by = select_checkpoint(checkpoint, config.which)
+        name, folder = str(path), config.output or default_output(checkpoint)
+        model = load_model(path)
+    model = model.to(device).eval()
     for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(model, set_config, device)
         rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
         if is_main():
-            report = set_report(found, checkpoint=str(path), rescored=rescored, chosen_by=chosen_by)
+            report = set_report(found, checkpoint=name, rescored=rescored, chosen_by=chosen_by)
             paths = write_report(report, folder)
             paths += write_page(found, report, folder, set_config.page_queries, model.image_size_px)
             print(console_table(report))

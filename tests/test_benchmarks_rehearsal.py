@@ -86,7 +86,8 @@ def train(
         "engine.device=cpu",
         "checkpoint.every_steps=0",
         "log.every_steps=1",
-        "evaluation={}",
+        "evaluation.sets=[]",
+        "evaluation.best_metric=null",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.train", *words, *options],

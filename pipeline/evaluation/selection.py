@@ -29,9 +29,7 @@ def select_checkpoint(source: Path, which: Which) -> tuple[Path, str]:
     evaluation = read_yaml(source / "config.yaml").get("evaluation", {})
     metric = evaluation.get("best_metric")
     if metric is None:
-        raise InputError(
-            f"{source} was not told how to choose: its config has no evaluation.best_metric; use which=last"
-        )
+        raise InputError(f"{source} was not told how to choose: it has no evaluation.best_metric; use which=last")
     step, value = _best_step(metrics, f"eval/{metric}")
     path = source / "checkpoints" / f"step_{step:08d}"
     if not path.is_dir():

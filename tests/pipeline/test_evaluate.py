@@ -77,9 +77,23 @@ def test_compare_reads_what_was_written(painted: Path, capsys: pytest.CaptureFix
     assert (painted / "table" / "comparison.csv").exists()
 
 
+def test_a_model_of_the_config_is_evaluated_as_it_is(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(evaluate.CLIPViP, "from_config", lambda config: built.append(config) or PaintedModel())
+    words = ["configs/evaluate/clip_b32.yaml", str(painted / "set.yaml"), f"output={painted / 'clip' / 'evaluation'}"]
+    assert main(words) == 0
+    assert (built[0].pooling, built[0].num_proxies, built[0].num_temporal) == ("mean", 1, 0)
+    report = json.loads((painted / "clip" / "evaluation" / "painted.json").read_text())
+    assert (report["checkpoint"], report["chosen_by"]) == ("ViT-B-32-quickgelu", "no training")
+
+
 def test_wrong_arguments(painted: Path) -> None:
-    with pytest.raises(InputError, match="the first argument must be a checkpoint"):
+    with pytest.raises(InputError, match="give either a checkpoint or a config with `model`"):
         parse_arguments([str(painted / "set.yaml")])
+    with pytest.raises(InputError, match="give either a checkpoint or a config with `model`"):
+        parse_arguments([str(painted / "run"), str(painted / "set.yaml"), "model.name=ViT-B-32-quickgelu"])
+    with pytest.raises(InputError, match="needs output=FOLDER"):
+        parse_arguments([str(painted / "set.yaml"), "model.name=ViT-B-32-quickgelu"])
     with pytest.raises(InputError, match=r"no checkpoint at nowhere"):
         parse_arguments(["nowhere"])
     with pytest.raises(InputError, match="did you mean 'sets"):
