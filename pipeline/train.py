@@ -33,7 +33,7 @@ with quiet():
     from pipeline.log import MetricsFile, logger, start_logging
     from pipeline.meters import StepClock, Work
     from pipeline.model.clip_vip import CLIPViP
-    from pipeline.model.weights import load_model, save_model
+    from pipeline.model.weights import save_model
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
     from pipeline.ownership import Ownership
     from pipeline.run_folder import prepare
@@ -213,11 +213,12 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
 
 def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
     """The model to put under the engine; a checkpoint to come overwrites its weights."""
-    if checkpoint is None and config.init_from is not None:
-        return load_model(config.init_from)
     model_config = config.model
     if checkpoint is not None:
         model_config = model_config.model_copy(update={"pretrained": None})
+    elif config.init_from is not None:
+        # As `model` describes it, so that what it says of training (freeze, checkpointing) holds, now and at a resume.
+        model_config = model_config.model_copy(update={"pretrained": str(config.init_from)})
     return CLIPViP.from_config(model_config)
 
 

@@ -99,7 +99,8 @@ class TrainConfig(Section):
     """auto: go on from the newest intact checkpoint of the run folder; a path: the same, and where there is none, from
     that checkpoint or run folder; never: start over, what the folder holds is set aside as checkpoints_before_<n>."""
     init_from: Path | None = None
-    """Weights to start from when nothing is resumed: an export, a checkpoint, a run folder, an official .pt."""
+    """Weights to start from when nothing is resumed, in place of model.pretrained: an export, a checkpoint, a run
+    folder, an official .pt. They must fit the model that `model` describes."""
     data: DataConfig
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()

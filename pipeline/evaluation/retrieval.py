@@ -114,6 +114,8 @@ def retrieve(
     questions = without_videos(asked, missing)
     windows = tokenize_texts(tokenizer, asked.texts, config.num_text_tokens, window=config.long_texts == "window")
     texts_ND = encode_texts(encode, windows, batch_size=config.batch_size, device=device)
+    if not bool(texts_ND.isfinite().all() and videos_VD.isfinite().all()):
+        raise RunError(f"set {config.name}: the model gives features that are not finite; its weights are broken")
     t2v, v2t = rank_both_ways(texts_ND, videos_VD, questions, block_size=config.block_size, device=device)
     return Retrieval(config, questions, len(asked.query_ids), missing, texts_ND, videos_VD, t2v, v2t)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 
 from pipeline.errors import InputError, RunError
 from pipeline.evaluation import RetrievalSetConfig, evaluate_retrieval, retrieval
@@ -15,6 +16,7 @@ from pipeline.evaluation.encoding import tokenize_texts
 from pipeline.evaluation.protocol import read_questions
 from pipeline.evaluation.report import console_table, csv_table, markdown_table, set_report
 from pipeline.evaluation.retrieval import retrieve
+from pipeline.model.clip_vip import Features
 from tests.pipeline.evaluation.painted import BOS, EOS, PaintedReader, Tokenizer, encode, right_texts, write_set
 
 
@@ -75,6 +77,15 @@ def test_equal_sentences_show_all_tie_rules(tmp_path: Path) -> None:
     assert report["metrics"]["v2t_r1"] == 10 / 12
     assert "optimistic: R@1" in console_table(report)
     assert csv_table(report).splitlines()[1].startswith("painted,test,t2v_r1,")
+
+
+def test_a_broken_model_is_said_to_be_one(tmp_path: Path) -> None:
+    def broken(**inputs: Tensor) -> Features:
+        features = encode(**inputs)
+        return features._replace(video_BD=None if features.video_BD is None else features.video_BD * float("nan"))
+
+    with pytest.raises(RunError, match="features that are not finite"):
+        evaluate_retrieval(broken, Tokenizer, 8, write_set(tmp_path, right_texts()))
 
 
 def test_long_texts_cut_or_windowed(tmp_path: Path) -> None:
