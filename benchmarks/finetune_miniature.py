@@ -62,7 +62,10 @@ def write_miniature(folder: Path, num_train: int, num_test: int) -> None:
 
 
 def write_configs(folder: Path, pretrained: Path, steps: int) -> tuple[Path, Path]:
-    """(training config, evaluation config) of the miniature; sizes are those of the pre-trained run."""
+    """(training config, evaluation config) of the miniature; sizes are those of the pre-trained run.
+
+    The training config evaluates after its last step, so that a run needs no second command.
+    """
     before = yaml.safe_load((pretrained / "config.yaml").read_text())
     frames, tokens = before["data"]["num_frames"], before["data"]["num_text_tokens"]
     shards = folder / "shards"
@@ -70,6 +73,12 @@ def write_configs(folder: Path, pretrained: Path, steps: int) -> tuple[Path, Pat
         "shards": str(shards / "train_9k" / "shards"),
         "texts": str(shards / "train_9k" / "texts.jsonl"),
         "caption_from": "",
+    }
+    one = {
+        "shards": str(shards / "test_1ka" / "shards"),
+        "queries": str(shards / "test_1ka" / "queries.jsonl"),
+        "num_frames": frames,
+        "num_text_tokens": tokens,
     }
     train = {
         "name": "miniature",
@@ -83,13 +92,7 @@ def write_configs(folder: Path, pretrained: Path, steps: int) -> tuple[Path, Pat
         "engine": {"precision": "fp32", "device": "cpu"},
         "checkpoint": {"every_steps": 0},
         "log": {"every_steps": 50},
-    }
-    one = {
-        "shards": str(shards / "test_1ka" / "shards"),
-        "queries": str(shards / "test_1ka" / "queries.jsonl"),
-        "num_frames": frames,
-        "num_text_tokens": tokens,
-        "page_queries": 0,
+        "evaluation": {"sets": [{"name": "miniature", **one}]},
     }
     paths = folder / "train.yaml", folder / "evaluate.yaml"
     for path, content in zip(paths, (train, {"sets": {"miniature": one}, "device": "cpu"}), strict=True):
@@ -110,6 +113,14 @@ def run(module: str, *words: object) -> None:
         sys.exit(f"{module} failed:\n{done.stdout}")
 
 
+def last_metrics(run_folder: Path) -> dict[str, float]:
+    """The metrics after the last step."""
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    prefix = "eval/miniature/"
+    last = [row for row in rows if f"{prefix}t2v_r1" in row][-1]
+    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pretrained", type=Path, help="run folder of the pre-trained model")
@@ -125,22 +136,13 @@ def main() -> None:
     run("preprocess.benchmarks.msrvtt", *places, "size_px=32", "accept_counts=true")
     train, evaluate = write_configs(folder, options.pretrained, options.steps)
 
-    results: dict[str, list[dict[str, float]]] = {}
-
-    def measure(label: str, checkpoint: Path) -> None:
-        output = folder / "results" / label / str(len(results.get(label, [])))
-        run("pipeline.evaluate", checkpoint, evaluate, f"output={output}")
-        results.setdefault(label, []).append(json.loads((output / "miniature.json").read_text())["metrics"])
-
-    measure("zero-shot", options.pretrained)
+    run("pipeline.evaluate", options.pretrained, evaluate, f"output={folder}")
+    results = {"zero-shot": [json.loads((folder / "miniature.json").read_text())["metrics"]]}
     for seed in range(1, options.seeds + 1):
         for label, start in (("fine-tuned", options.pretrained), ("from scratch", "null")):
             name = f"{label.replace(' ', '_')}_{seed}"
-            words = [train, f"name={name}", f"seed={seed}", f"init_from={start}"]
-            # In two parts: the second one resumes.
-            run("pipeline.train", *words, f"stop_at_step={options.steps // 2}")
-            run("pipeline.train", *words)
-            measure(label, folder / "runs" / name)
+            run("pipeline.train", train, f"name={name}", f"seed={seed}", f"init_from={start}")
+            results.setdefault(label, []).append(last_metrics(folder / "runs" / name))
     print(f"{options.test_videos} queries, {options.steps} steps, chance R@1 {100 / options.test_videos:.1f}")
     for label, found in results.items():
         means = {key: statistics.mean(one[key] for one in found) for key in ("t2v_r1", "t2v_r5", "t2v_r10", "t2v_mdr")}
