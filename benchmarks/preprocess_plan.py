@@ -17,7 +17,8 @@ from preprocess.config import PreprocessConfig
 from preprocess.failures import FailureTable
 from preprocess.merge import merge
 from preprocess.pack import write_sidecar
-from preprocess.plan import Plan, make_plan
+from preprocess.plan import Plan
+from preprocess.planning import make_plan
 
 CLIPS_PER_VIDEO = 30
 

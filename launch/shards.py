@@ -48,7 +48,7 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
 def plan_shards(options: Options) -> ShardPlan:
     """Check the config, plan the set, find what is missing."""
     from preprocess.config import PreprocessConfig
-    from preprocess.plan import make_plan
+    from preprocess.planning import make_plan
     from preprocess.run import claim_folder, missing_shards
 
     os.chdir(ROOT)

@@ -7,7 +7,6 @@ shard that tried its clip again: then the clip is in that shard, or in that shar
     for row in standing_failures(output, published): ...      # rows of FAILURE_COLUMNS
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from preprocess.plan import Plan
+from preprocess.plan import Plan, hash64
 
 
 def open_rounds(output: Path) -> list[Plan]:
@@ -31,7 +30,7 @@ def standing_failures(output: Path, published: Collection[str]) -> Iterator[dict
         for number in numbers:
             yield from _rows(output / "failures" / f"{Path(plan.name(number)).name}.parquet", retried)
         if plan.facts["prefix"]:
-            tried = [_hash(clip.clip_id) for n in numbers for video in plan.shard(n).videos for clip in video.clips]
+            tried = [hash64(clip.clip_id) for n in numbers for video in plan.shard(n).videos for clip in video.clips]
             retried = np.union1d(retried, np.array(tried, dtype=np.uint64))
     yield from _rows(output / "failures" / "plan.parquet", np.zeros(0, dtype=np.uint64))
 
@@ -45,14 +44,10 @@ def _rows(path: Path, retried: np.ndarray) -> Iterator[dict[str, str]]:
     with pq.ParquetFile(path) as table:
         for batch in table.iter_batches():
             for row in batch.to_pylist():
-                if not len(retried) or not _contains(retried, _hash(row["clip_id"])):
+                if not len(retried) or not _contains(retried, hash64(row["clip_id"])):
                     yield row
 
 
 def _contains(ordered: np.ndarray, number: int) -> bool:
     position = int(np.searchsorted(ordered, np.uint64(number)))
     return position < len(ordered) and int(ordered[position]) == number
-
-
-def _hash(clip_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "big")

@@ -23,7 +23,8 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.config import PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge
-from preprocess.plan import Plan, make_plan
+from preprocess.plan import Plan
+from preprocess.planning import make_plan
 from preprocess.publish import write_atomically
 from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts

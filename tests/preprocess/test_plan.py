@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from preprocess.metadata import MetadataConfig
-from preprocess.plan import Plan, ShardsConfig, make_plan
+from preprocess.plan import Plan, ShardsConfig
+from preprocess.planning import make_plan
 from preprocess.run import task_shards
 
 
