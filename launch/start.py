@@ -60,6 +60,8 @@ def show(plan: Plan, options: Options) -> None:
     print("# resolved config\n" + plan.config_text)
     if options.cluster == "slurm":
         print("# sbatch script\n" + batch_script(plan.job, options.site, options.after))
+    if plan.outlook:
+        print("# plan\n" + plan.outlook)
     print("# checks")
     for fact in plan.facts:
         print(f"ok       {fact}")

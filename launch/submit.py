@@ -7,6 +7,7 @@ code = run_local(job, site)                        # waits
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def batch_script(job: Job, site: ClusterConfig, after: Sequence[str] = (), condi
 
 def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: str = "afterok") -> str:
     """Queue the job; returns its id, that of the whole array for an array. Raises InputError when SLURM refuses it."""
+    if shutil.which("sbatch") is None:
+        raise InputError("there is no SLURM here (no sbatch); use --cluster local, or --dry-run to see the script")
     folder = JobFolder(job.work.run_folder)
     code = take_snapshot(folder.path)
     executor = make_executor(job, site, code, after, condition)

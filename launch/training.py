@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cluster import ROOT, training_resources
+from launch.cluster import ROOT, Resources, training_resources
 from launch.job import Kind, Work
 from launch.options import Options
 from launch.run_folder import JobFolder
@@ -37,6 +37,8 @@ class Plan:
     """Lines about the run: batch arithmetic, where it resumes, disk."""
     missing: tuple[str, ...] = ()
     """Why the job cannot start now: data that are not there. A dry run shows them, a submission refuses."""
+    outlook: str = ""
+    """Memory, hours, storage: what a dry run adds."""
 
 
 def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) -> Plan:
@@ -72,7 +74,8 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
         argv_after_requeue=("resume=auto",),
     )
     job = Job(work, resources, name=config.name)
-    return Plan(job, text, config_file, tuple(facts), tuple(missing_data(config, to_come)))
+    outlook = look_ahead(config, resources) if options.dry_run else ""
+    return Plan(job, text, config_file, tuple(facts), tuple(missing_data(config, to_come)), outlook)
 
 
 def read_train_config(options: Options) -> "TrainConfig":
@@ -91,6 +94,19 @@ def batch_arithmetic(config: "TrainConfig", nodes: int, world_size: int) -> str:
         f"batch: {total} clips = {world_size} ranks ({nodes} x {world_size // nodes}) x up to {per_rank} clips, "
         f"in {parts} micro-batch{'es' * (parts > 1)} of up to {-(-per_rank // parts)}"
     )
+
+
+def look_ahead(config: "TrainConfig", resources: Resources) -> str:
+    """Memory per GPU, hours and storage by `pipeline.plan`, for the GPU that it assumes."""
+    from pipeline.plan import make_plan, render
+
+    if resources.gpus_per_node == 0:
+        return "without GPUs there is no estimate; python -m pipeline.plan makes one for any number of GPUs"
+    try:
+        plan = make_plan(config, gpu="h100", num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
+    except InputError as error:
+        return f"no estimate: {error}"
+    return render(plan, config, "h100")
 
 
 def missing_data(config: "TrainConfig", to_come: Sequence[Path]) -> list[str]:

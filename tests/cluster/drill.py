@@ -11,7 +11,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +130,13 @@ class Bench:
             timeout=900,
         )
 
+    def launch_status(self, name: str) -> str:
+        """What status.py says about a run; nothing may reach stderr."""
+        command = [sys.executable, str(ROOT / "launch" / "status.py"), str(self.run_folder(name))]
+        done = subprocess.run(command, env=self.cluster.env, text=True, capture_output=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
     def pretrain(self, name: str, *words: str, nodes: int = 2, config: str = "pretrain.yaml") -> str:
         """Queue a training run; returns the job id."""
         done = self.launch(
@@ -198,7 +204,3 @@ def digests(folder: Path) -> dict[str, str]:
     """sha256 of every shard and sidecar of a set."""
     files = sorted([*folder.glob("shards/*.tar"), *folder.glob("shards/*.parquet"), folder / "manifest.parquet"])
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def elapsed(started: float) -> str:
-    return f"{time.monotonic() - started:.0f} s"

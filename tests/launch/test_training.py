@@ -111,6 +111,17 @@ def test_dry_run_without_slurm(
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_on_gpus_gives_memory_and_hours(
+    commands, site_file: str, train_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands()
+    words = ["--site", site_file, "--config", train_file, "--gpus-per-node", "4", "--dry-run"]
+    assert main([*words, "engine.device=auto"]) == 0
+    shown = capsys.readouterr().out
+    assert "# plan" in shown
+    assert "#SBATCH --gpus-per-node=4" in shown
+
+
 def test_sbatch_refusal_is_one_line(commands, site_file: str, train_file: str) -> None:
     commands(sbatch="echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1", srun="exit 1")
     with pytest.raises(InputError, match=r"sbatch refused the job 'probe': .*Invalid account"):
