@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
@@ -207,6 +208,28 @@ class Cluster:
         pid = self.rank_pid(job_id, rank)
         assert pid is not None, f"job {job_id} has no rank {rank} now: the fault would not land"
         os.kill(pid, signal.SIGKILL)
+
+    def hold_ranks(self, job_id: str, num_ranks: int) -> list[int]:
+        """Stop the ranks where they are, so that a slow fault meets a run in its middle; returns their pids."""
+        pids = [self.rank_pid(job_id, rank) for rank in range(num_ranks)]
+        for pid in pids:
+            assert pid is not None, f"job {job_id} lacks ranks: the fault would not land"
+            os.kill(pid, signal.SIGSTOP)
+        return [pid for pid in pids if pid is not None]
+
+
+def release(pids: list[int]) -> None:
+    """Let held ranks go on."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def has_pending_signal(pid: int) -> bool:
+    """Whether SIGTERM, SIGUSR1 or SIGUSR2 waits for a held process."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    pending = int(lines["ShdPnd"], 16) | int(lines["SigPnd"], 16)
+    return any(pending >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
 
 
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
