@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -68,8 +69,7 @@ def _loss(form: str, video: Tensor, subtitle: Tensor, scale: Tensor) -> Tensor:
 
 
 def _resident_kb() -> float:
-    with open("/proc/self/statm") as status:
-        return int(status.read().split()[1]) * resource.getpagesize() / 1024
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024
 
 
 if __name__ == "__main__":

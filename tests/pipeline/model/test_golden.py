@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.losses import LossConfig, LossName, contrastive_loss
+from pipeline.optim import OptimConfig, make_optimizer, parameter_groups, set_learning_rate
 from tests.pipeline.model import golden
 
 FEATURES = ("video", "subtitle", "frame", "caption")
@@ -54,3 +55,33 @@ def test_gradients_of_the_final_loss_equal_the_official_ones_entry_by_entry(dtyp
     for key, gradient in official.items():
         error = torch.linalg.norm(ours[key].double() - gradient.double()).item()
         assert error <= 1e-4 * norms[key] + 1e-6 * total, key
+
+
+def test_twenty_steps_follow_the_official_trajectory_in_float64() -> None:
+    """One batch, the official preset: optimizer form, decay groups, clipping, clamp and schedule."""
+    recipe = golden.expected()["optimisation"]
+    config = OptimConfig(
+        preset="official",
+        lr=recipe["lr"],
+        betas=tuple(recipe["betas"]),
+        eps=recipe["eps"],
+        weight_decay=recipe["weight_decay"],
+        warmup=recipe["warmup_ratio"],
+        clip_norm=recipe["clip"],
+    )
+    model = golden.model(torch.float64)
+    optimizer = make_optimizer(parameter_groups(model.named_parameters(), config), config)
+    inputs = golden.inputs(torch.float64)
+    for row in golden.expected()["trajectory"]:
+        loss, _ = contrastive_loss(*model(**inputs), ALL, ALL, LossConfig(name="vsc_fc"))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        lr = config.lr_at(row["step"], recipe["steps"])
+        set_learning_rate(optimizer.param_groups, lr)
+        optimizer.step()
+        seen = {"loss": loss.item(), "lr": lr, "grad_norm": norm.item(), "logit_scale": model.logit_scale.item()}
+        assert seen == pytest.approx({key: row[key] for key in seen}, rel=1e-3), row["step"]
+    trained_BD = model(video=inputs["video"]).video_BD
+    official_BD = golden.outputs()["video_features_after_training"].double()
+    assert torch.linalg.norm(trained_BD - official_BD) <= 1e-3 * torch.linalg.norm(official_BD)
