@@ -135,6 +135,7 @@ class _Server:
 
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
+    owner = 0
 
 
 def _start_workers(load: Load, num_workers: int) -> list[socket.socket]:
@@ -150,7 +151,9 @@ def _start_workers(load: Load, num_workers: int) -> list[socket.socket]:
 
 
 def _server() -> socket.socket:
-    if _Server.channel is None or _Server.process is None or _Server.process.poll() is not None:
+    # A process forked from the trainer holds the same socket, but must not talk between the trainer's two messages.
+    is_ours = _Server.process is not None and _Server.owner == os.getpid() and _Server.process.poll() is None
+    if _Server.channel is None or not is_ours:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = f"from pipeline.data.pool import serve; serve({theirs.fileno()})"
         environment = {
@@ -162,7 +165,7 @@ def _server() -> socket.socket:
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
         )
         theirs.close()
-        _Server.channel = ours
+        _Server.channel, _Server.owner = ours, os.getpid()
     return _Server.channel
 
 
