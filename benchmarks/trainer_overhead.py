@@ -154,7 +154,7 @@ def main() -> None:
         )
     spent: dict[str, list[float]] = {"bare": [], "trainer": []}
     with tempfile.TemporaryDirectory() as folder:
-        for block in range(7):
+        for block in range(6):
             for name in spent:
                 start = time.process_time()
                 if name == "bare":

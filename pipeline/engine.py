@@ -72,7 +72,11 @@ class Engine:
         self.device = device
         self.zero_stage = config.zero_stage
         self.clip_norm = clip_norm
-        settings = deepspeed_config(config, clip_norm=clip_norm, rows_per_rank=rows_per_rank, passthrough=passthrough)
+        # Under ZeRO 0 the norm is known already when DeepSpeed would compute it once more to clip by it.
+        self._clips_itself = config.zero_stage == 0 and not self.scales_loss
+        self._norm: float | None = None
+        passed_norm = 0.0 if self._clips_itself else clip_norm
+        settings = deepspeed_config(config, clip_norm=passed_norm, rows_per_rank=rows_per_rank, passthrough=passthrough)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         if config.zero_stage == 0 and world_size() == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would only copy every gradient twice
@@ -155,7 +159,8 @@ class Engine:
         if self.zero_stage > 0 and world_size() > 1:
             dist.all_reduce(square)
         scale = self.deepspeed.optimizer.loss_scale if self.scales_loss else 1.0
-        return math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
+        self._norm = math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
+        return self._norm
 
     def parameter_norm(self) -> float:
         """Norm of all parameters. All ranks."""
@@ -177,10 +182,16 @@ class Engine:
 
     def step(self) -> None:
         """Clip, update the weights (the clamp is part of it), drop the gradients."""
+        if self._clips_itself and self.clip_norm > 0:
+            norm = self.gradient_norm() if self._norm is None else self._norm
+            if norm > self.clip_norm:
+                torch._foreach_mul_(self.local_gradients(), self.clip_norm / (norm + 1e-6))
+        self._norm = None
         self.deepspeed.step()
 
     def drop_gradients(self) -> None:
         """Forget the gradients of this step: the weights stay as they are."""
+        self._norm = None
         optimizer = self.deepspeed.optimizer
         self.deepspeed.zero_grad()
         if self.zero_stage > 0:

@@ -28,7 +28,12 @@ NOISY = ("DeepSpeed", "deepspeed", "torch", "torch.utils.cpp_extension", "open_c
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, what third parties print at import and start-up goes nowhere; their errors are exceptions anyway."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.ERROR)

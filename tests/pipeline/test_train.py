@@ -119,7 +119,7 @@ def test_a_new_run_can_start_from_anothers_weights_or_state(uninterrupted, shard
     assert [row["step"] for row in losses(tmp_path / "runs/state")] == [13]
 
 
-def test_wandb_offline_gets_lines_and_examples(uninterrupted, shards, pools, tmp_path, monkeypatch):
+def test_wandb_offline_gets_lines_and_examples(shards, pools, tmp_path):
     """The real wandb, offline, without a login; its file holds the run of two starts under one id."""
     (tmp_path / "queries.jsonl").write_text('{"query_id": "q", "text": "thing3 3", "clip_id": "v0.3.mp4"}\n')
     sets = [{"name": "heldout", "shards": str(shards), "queries": str(tmp_path / "queries.jsonl")}]
@@ -130,7 +130,9 @@ def test_wandb_offline_gets_lines_and_examples(uninterrupted, shards, pools, tmp
     folder = tmp_path / "runs/run/wandb"
     run_id = (folder / "run_id").read_text()
     assert len(list(folder.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
-    assert list(folder.glob("offline-run-*/files/media/images/**/*.png"))
+    (table,) = (json.loads(path.read_text()) for path in folder.glob("offline-run-*/files/media/table/eval/*.json"))
+    assert table["columns"] == ["query", "wanted", "video 1", "clip 1", "score 1"]
+    assert table["data"][0][:4] == ["thing3 3", "v0.3.mp4", "Image", "v0.3.mp4"]
 
 
 def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
