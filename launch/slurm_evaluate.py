@@ -1,4 +1,4 @@
-"""Evaluate on SLURM: `python launch/slurm_evaluate.py runs/b32 --config configs/evaluate/msrvtt.yaml [key=value ...]`.
+"""Evaluate on SLURM: `python launch/slurm_evaluate.py runs/b32 --config configs/evaluate/msrvtt_1ka.yaml`.
 
 All ranks encode and rank their share; the numbers do not depend on how many there are.
 """
@@ -22,7 +22,7 @@ from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError, run_command
 
 ABOUT = "Evaluate a checkpoint on text-video retrieval sets, on SLURM, on this machine, or in this process."
-DEFAULT_CONFIG = "configs/evaluate/msrvtt.yaml"
+DEFAULT_CONFIG = "configs/evaluate/msrvtt_1ka.yaml"
 
 
 def plan_evaluation(options: Options, checkpoint: Path, to_come: tuple[Path, ...] = ()) -> Plan:

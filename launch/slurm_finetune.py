@@ -16,7 +16,7 @@ from launch.training import plan_training
 from pipeline.errors import run_command
 
 ABOUT = "Fine-tune a model on SLURM, on this machine, or in this process."
-DEFAULT_CONFIG = "configs/finetune/msrvtt.yaml"
+DEFAULT_CONFIG = "configs/finetune/msrvtt_b32.yaml"
 
 
 def main(argv: list[str]) -> int:

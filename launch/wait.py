@@ -11,11 +11,13 @@ from pipeline.errors import RunError
 
 QUERY_INTERVAL_S = 60.0
 POLL_S = 2.0
+MISSES = 3
+"""Answers in a row that do not know the job, before it counts as gone: slurmctld may be away for a moment."""
 
 
 def wait_for(job: str, folder: JobFolder) -> int:
     """Print the events of a job until it has ended; returns its exit code."""
-    shown, asked_at = 0, time.monotonic()
+    shown, misses, asked_at = 0, 0, time.monotonic()
     while True:
         events = folder.events(job)
         for event in events[shown:]:
@@ -26,9 +28,12 @@ def wait_for(job: str, folder: JobFolder) -> int:
             return int(last["code"]) if last["action"] == "done" else int(last["code"]) or 1
         if time.monotonic() - asked_at > QUERY_INTERVAL_S:
             asked_at = time.monotonic()
-            state = job_states([job]).get(job) or accounted_state(job) or "gone"
-            if state.split()[0] not in ACTIVE:
-                raise RunError(f"job {job} ended as {state}; see python launch/status.py {folder.run_folder}")
+            state = job_states([job]).get(job) or accounted_state(job)
+            misses = 0 if state else misses + 1
+            if misses == MISSES or (state and state.split()[0] not in ACTIVE):
+                raise RunError(
+                    f"job {job} ended as {state or 'gone from SLURM'}; see python launch/status.py {folder.run_folder}"
+                )
         time.sleep(POLL_S)
 
 

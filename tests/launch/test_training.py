@@ -1,10 +1,12 @@
 """Checks on the login node: what is refused, what is only reported."""
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from launch.cluster import ROOT
 from launch.options import make_parser, parse_options
 from launch.slurm_pretrain import main
 from launch.training import Plan, plan_training
@@ -138,3 +140,13 @@ def test_busy_run_folder_is_refused(commands, site_file: str, train_file: str, t
     assert main(words) == 0
     with pytest.raises(InputError, match=r"is the folder of job 41 \(RUNNING\)"):
         main(words)
+
+
+@pytest.mark.parametrize("launcher", ["pretrain", "finetune", "evaluate", "shards"])
+def test_the_default_config_loads(launcher: str) -> None:
+    from pipeline.evaluate import EvaluateConfig
+    from preprocess.config import PreprocessConfig
+
+    module = importlib.import_module(f"launch.slurm_{launcher}")
+    root = {"evaluate": EvaluateConfig, "shards": PreprocessConfig}.get(launcher, TrainConfig)
+    load_config(root, [ROOT / module.DEFAULT_CONFIG])
