@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,13 @@ def _write_videos(videos: Sequence[Video], config: SampleConfig) -> None:
     processes = min(config.processes or os.cpu_count() or 1, len(videos))
     jobs = [(video, config) for video in videos]
     num_clips = sum(len(video.clips) for video in videos)
-    with tqdm(total=num_clips, desc="sample videos", unit="clip", disable=not jobs, mininterval=1.0) as bar:
+    with tqdm(
+        total=num_clips,
+        desc="sample videos",
+        unit="clip",
+        disable=not jobs,
+        mininterval=1.0 if sys.stderr.isatty() else 10.0,
+    ) as bar:
         if processes <= 1:
             for job in jobs:
                 bar.update(_write_one(job))

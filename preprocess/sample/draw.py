@@ -133,13 +133,13 @@ def _paint_background(name: str, width_px: int, height_px: int, rng: np.random.G
         case "desert":
             mix = 0.5 + 0.5 * np.sin((y + shift_y + 0.12 * np.sin((x + shift_x) * 5)) * 14)
         case "night sky":
-            mix = (rng.random((height_px, width_px)) > 0.985) * 4.0 + y * 0.6
+            mix = (rng.random((height_px, width_px)) > 0.99) * 3.0 + y * 0.6
         case "meadow":
-            mix = rng.random((height_px, width_px)) * 0.9
+            mix = rng.random((height_px, width_px)) * 0.5
         case _:
             mix = 0.4 * y + 0.3 * np.sin((x + shift_x) * 7 + 3 * y)
     dark, light = (np.array(tone, np.float32) for tone in _GROUND[name])
-    mix = mix[..., None] + rng.normal(0, 0.08, (height_px, width_px, 1))
+    mix = mix[..., None] + rng.normal(0, 0.04, (height_px, width_px, 1))
     tint = rng.normal(0, 8, 3)
     painted: npt.NDArray[np.uint8] = np.clip(dark + (light - dark) * mix + tint, 0, 255).astype(np.uint8)
     return painted

@@ -23,7 +23,7 @@ ID_ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 CLIPS_PER_VIDEO = (4, 9)
 CLIP_MS = (2000, 3700)
 GAP_MS = (110, 450)
-HELD_OUT_COMBINATIONS = 0.1
+HELD_OUT_COMBINATIONS = 0.2
 MISSING_CAPTIONS = 0.03
 MISSING_SUBTITLES = 0.02
 
@@ -37,7 +37,7 @@ class SampleConfig(Section):
     """The corpus is a pure function of the seed and the numbers below."""
     num_train_clips: int = Field(default=3000, ge=1)
     """Clips for training; the few that are bad on purpose come on top."""
-    num_heldout_clips: int = Field(default=256, ge=1, le=2000)
+    num_heldout_clips: int = Field(default=256, ge=1, le=320)
     """Clips of other videos, each with one query."""
     width_px: int = Field(default=128, ge=32, multiple_of=2)
     """Width of the raw videos."""
@@ -102,7 +102,7 @@ def plan_corpus(config: SampleConfig) -> Corpus:
     held_out = _held_out_combinations(rng)
     train = list(_plan_videos(rng, config.num_train_clips, lambda: _training_scene(rng, held_out)))
     taken: set[tuple[str, ...]] = set()
-    heldout = list(_plan_videos(rng, config.num_heldout_clips, lambda: _heldout_scene(rng, held_out, taken)))
+    heldout = list(_plan_videos(rng, config.num_heldout_clips, lambda: _heldout_scene(rng, taken)))
     if config.bad_clips:
         train += _plan_defects(rng, held_out)
     return Corpus(tuple(train), tuple(heldout))
@@ -184,13 +184,10 @@ def _training_scene(rng: np.random.Generator, held_out: frozenset[tuple[str, str
             return scene
 
 
-def _heldout_scene(
-    rng: np.random.Generator, held_out: frozenset[tuple[str, str, str]], taken: set[tuple[str, ...]]
-) -> Scene:
-    """A scene whose content no other held-out clip has; a third of them in combinations never shown in training."""
-    wants_new = rng.random() < 1 / 3
+def _heldout_scene(rng: np.random.Generator, taken: set[tuple[str, ...]]) -> Scene:
+    """A scene whose query no other held-out clip has; combinations never shown in training take part as all others."""
     while True:
         scene = draw_scene(rng)
-        if scene.content not in taken and (scene.combination in held_out or not wants_new):
+        if scene.content not in taken:
             taken.add(scene.content)
             return scene

@@ -7,7 +7,7 @@ query       one clean sentence, for retrieval; its wording never occurs in train
 
 import numpy as np
 
-from preprocess.sample.scenes import DIRECTIONS, KIND_OF, OPPOSITE, SIZE_RANGE, Scene, pose_at
+from preprocess.sample.scenes import DIRECTIONS, KIND_OF, OPPOSITE, SIZES, Scene, pose_at
 
 _PLACES = {
     "meadow": ("in a green meadow", "on a grassy meadow"),
@@ -19,49 +19,20 @@ _PLACES = {
     "snow": ("in the snow", "on white snow"),
     "desert": ("in the desert", "on the dunes of a desert"),
 }
-_SPOKEN_MOTION = {
-    "still": ("it stays still", "it just stays still", "it does not move it stays still"),
-    "left": ("it slides to the left", "it slides left", "it is sliding over to the left"),
-    "right": ("it slides to the right", "it slides right", "it is sliding over to the right"),
-    "up": ("it moves up", "it is moving up", "it moves all the way up"),
-    "down": ("it moves down", "it is moving down", "it moves all the way down"),
-    "grow": ("it grows bigger", "it grows and gets bigger", "it is growing bigger"),
-    "shrink": ("it shrinks smaller", "it shrinks and gets smaller", "it is shrinking smaller"),
-    "clockwise": ("it turns clockwise", "it is turning clockwise", "it turns around clockwise"),
-    "counterclockwise": (
-        "it turns counterclockwise",
-        "it is turning counterclockwise",
-        "it turns around counterclockwise",
-    ),
-    "blink": ("it blinks", "it blinks on and off", "it is blinking on and off"),
-}
-_QUERY_MOTION = {
+_MOTION = {
     "still": "stays still",
-    "left": "slides to the left",
-    "right": "slides to the right",
+    "left": "slides left",
+    "right": "slides right",
     "up": "moves up",
     "down": "moves down",
-    "grow": "grows bigger",
-    "shrink": "shrinks smaller",
+    "grow": "gets bigger",
+    "shrink": "gets smaller",
     "clockwise": "turns clockwise",
     "counterclockwise": "turns counterclockwise",
     "blink": "blinks on and off",
 }
-_OPENINGS = (
-    "okay so",
-    "all right",
-    "so um",
-    "now",
-    "well",
-    "and here",
-    "yeah so",
-    "hey guys",
-    "let me show you",
-    "look",
-)
-_SIGHTS = ("we have this", "you can see the", "there is a", "this is a", "i really like that", "check out the")
-_LINKS = ("and", "and you know", "and um", "see how", "and then", "watch", "as you can see")
-_ENDINGS = ("", "", "just like that", "right there", "isn't that nice", "you know", "there you go", "so yeah")
+_OPENINGS = ("", "", "okay", "so", "um", "now", "well", "yeah", "look")
+_ENDINGS = ("", "", "", "you know", "so yeah", "nice")
 _OFF_TOPIC = (
     "don't forget to subscribe to the channel",
     "thanks for all the comments last week",
@@ -75,13 +46,17 @@ _OFF_TOPIC = (
     "this part of the video is not sponsored",
 )
 _CAPTIONS = (
-    "a {size}{texture} {colour} {shape} {place}",
-    "a {size}{colour} {texture} {shape} {place}",
-    "a picture of a {size}{texture} {colour} {shape} {place}",
-    "there is a {size}{colour} {texture} {shape} {place}",
+    "a {size}{colour} {shape}",
+    "a picture of a {size}{colour} {shape}",
+    "there is a {size}{colour} {shape} in the picture",
+    "a {size}{shape} that is {colour}",
 )
 
-OFF_TOPIC_SHARE = 0.08
+OFF_TOPIC_SHARE = 0.06
+COLOUR_SHARE, SHAPE_SHARE, TEXTURE_SHARE, PLACE_SHARE = 0.5, 0.5, 0.05, 0.05
+"""How often a speaker names what everybody can see: seldom, so that subtitle and caption do not say the same."""
+REPEAT_SHARE = 0.5
+ASIDE_SHARE = 0.06
 DROPPED_WORD_SHARE = 0.05
 
 
@@ -89,10 +64,8 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> str:
     """What an image captioner says of the middle frame."""
     return _pick(rng, _CAPTIONS).format(
         size=_size_word(pose_at(scene, 0.5).size),
-        texture=scene.texture,
         colour=scene.colour,
         shape=scene.shape,
-        place=_pick(rng, _PLACES[scene.background]),
     )
 
 
@@ -100,22 +73,22 @@ def write_subtitle(scene: Scene, rng: np.random.Generator) -> str:
     """What the speaker says meanwhile: mostly about the scene, sometimes about anything else."""
     if rng.random() < OFF_TOPIC_SHARE:
         return " ".join(rng.permutation(_OFF_TOPIC)[: int(rng.integers(1, 3))].tolist())
-    texture = scene.texture if rng.random() < 0.7 else ""
-    place = _pick(rng, _PLACES[scene.background]) if rng.random() < 0.6 else ""
-    sight = f"{_pick(rng, _SIGHTS)} {texture} {scene.colour} {scene.shape} {place}"
-    motion = f"{_pick(rng, _LINKS)} {_pick(rng, _SPOKEN_MOTION[scene.direction])}"
-    parts = [_pick(rng, _OPENINGS), sight, motion, _pick(rng, _ENDINGS)]
-    if rng.random() < 0.25:
-        parts.insert(int(rng.choice((0, 4))), _pick(rng, _OFF_TOPIC))
+    said = _MOTION[scene.direction]
+    parts = [_pick(rng, _OPENINGS), _subject(scene, rng), said]
+    if rng.random() < PLACE_SHARE:
+        parts.append(_pick(rng, _PLACES[scene.background]))
+    if rng.random() < REPEAT_SHARE:
+        parts.append(f"{_pick(rng, ('yeah', 'see', 'um', 'look'))} it {said}")
+    parts.append(_pick(rng, _ENDINGS))
+    if rng.random() < ASIDE_SHARE:
+        parts.insert(int(rng.choice((0, len(parts)))), _pick(rng, _OFF_TOPIC))
     words = " ".join(parts).split()
     return " ".join(word for word in words if rng.random() >= DROPPED_WORD_SHARE)
 
 
 def write_query(scene: Scene, direction: str | None = None) -> str:
     """The one clean sentence of a scene; `direction` puts another motion in its place (for minimal pairs)."""
-    place = _PLACES[scene.background][0]
-    motion = _QUERY_MOTION[direction or scene.direction]
-    return f"The {scene.colour} {scene.shape}, {scene.texture}, {motion} {place}."
+    return f"The {scene.colour} {scene.shape} {_MOTION[direction or scene.direction]}."
 
 
 def other_kind(scene: Scene, rng: np.random.Generator) -> str:
@@ -130,11 +103,20 @@ def other_direction(scene: Scene) -> str | None:
     return OPPOSITE.get(scene.direction)
 
 
+def _subject(scene: Scene, rng: np.random.Generator) -> str:
+    """`the red one`, `the striped star`, or just `it`."""
+    colour = scene.colour if rng.random() < COLOUR_SHARE else ""
+    shape = scene.shape if rng.random() < SHAPE_SHARE else ""
+    if not colour and not shape:
+        return "it"
+    return f"the {scene.texture if rng.random() < TEXTURE_SHARE else ''} {colour} {shape or 'one'}"
+
+
 def _size_word(size: float) -> str:
-    low, high = SIZE_RANGE
-    if size < low + 0.3 * (high - low):
+    low, high = SIZES
+    if size < low + 0.25 * (high - low):
         return "small "
-    return "large " if size > low + 0.7 * (high - low) else ""
+    return "large " if size > low + 0.75 * (high - low) else ""
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
