@@ -30,7 +30,9 @@ launch_watch() {
     wait "$nap"
     kill "$nap" 2>/dev/null
     # SIGTERM: the time limit, a cancellation, or the start of a grace time. Only the first needs more than the trap.
-    while sleep 2; do launch_guard timeout --code 143 && return; sleep 3; done
+    # More of them follow, which must not end the guard.
+    trap '' TERM USR1 USR2 CONT
+    while true; do sleep 1; launch_guard timeout --code 143 && return; sleep 2; done
 }
 launch_guard started || exit 1
 launch_watch & launch_watcher=$!
