@@ -13,7 +13,7 @@ WORKDIR /opt/clip-vip
 # The packages first: this layer is rebuilt only when the lock file changes.
 COPY requirements.lock pyproject.toml README.md Makefile ./
 COPY tools tools
-COPY pipeline/__init__.py pipeline/errors.py pipeline/ops.py pipeline/
+COPY pipeline/__init__.py pipeline/
 COPY preprocess/__init__.py preprocess/
 COPY launch/__init__.py launch/
 RUN bash tools/setup.sh && rm -rf /root/.cache

@@ -16,7 +16,7 @@ help:  ## list the targets
 $(READY): requirements.lock pyproject.toml tools/setup.sh
 	@bash tools/setup.sh
 
-setup: $(READY)  ## make .venv with the locked packages, ffmpeg, and DeepSpeed's CPU op
+setup: $(READY)  ## make .venv with the locked packages, and ffmpeg
 
 demo: $(READY)  ## raw videos -> shards -> pre-training -> resume -> retrieval on a sample corpus
 	@$(PY) -m launch.demo $(ARGS)

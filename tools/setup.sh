@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the locked packages, ffmpeg and DeepSpeed's CPU op. Run by `make setup`; safe to kill and run again.
+# Makes .venv with the locked packages, and ffmpeg. Run by `make setup`; safe to kill and run again.
 #   PYTHON=python3.11   the interpreter to build on
 #   NO_APT=1            install no system package even where that is possible
 set -euo pipefail
@@ -54,11 +54,5 @@ fi
 rm -f "$apt_log"
 if command -v ffmpeg >/dev/null; then say "ffmpeg: $(command -v ffmpeg)"; else say "ffmpeg: the binary of the imageio-ffmpeg wheel"; fi
 
-if command -v g++ >/dev/null; then
-    say "building DeepSpeed's CPU communication op"
-    .venv/bin/python -m pipeline.ops || say "the op could not be built; DeepSpeed works without it on gloo"
-else
-    say "no g++: DeepSpeed's CPU communication op is left out"
-fi
 sha256sum requirements.lock pyproject.toml tools/setup.sh > .venv/.ready
 say "ready"
