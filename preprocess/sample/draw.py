@@ -18,15 +18,16 @@ SPRITE_PX = 96
 Mask = npt.NDArray[np.bool_]
 Grid = npt.NDArray[np.floating]
 
+# Dark beside every colour of a shape: at 32 pixels the shape must stand out from its background.
 _GROUND = {
-    "meadow": ((95, 150, 60), (60, 110, 40)),
-    "beach": ((235, 215, 160), (205, 180, 120)),
-    "night sky": ((15, 18, 45), (40, 40, 90)),
-    "brick wall": ((150, 75, 60), (120, 55, 45)),
-    "wooden floor": ((165, 120, 75), (120, 80, 45)),
-    "sea": ((30, 120, 150), (70, 170, 190)),
-    "snow": ((225, 232, 240), (200, 210, 225)),
-    "desert": ((225, 165, 90), (190, 115, 60)),
+    "meadow": ((30, 62, 26), (20, 48, 18)),
+    "beach": ((82, 72, 50), (70, 60, 40)),
+    "night sky": ((10, 12, 30), (24, 24, 52)),
+    "brick wall": ((66, 34, 28), (52, 26, 20)),
+    "wooden floor": ((70, 52, 33), (52, 36, 22)),
+    "sea": ((14, 48, 62), (26, 64, 74)),
+    "snow": ((88, 92, 98), (78, 83, 90)),
+    "desert": ((86, 64, 36), (74, 46, 24)),
 }
 
 
