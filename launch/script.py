@@ -24,9 +24,10 @@ launch_on_exit() {
     exit $?
 }
 launch_watch() {
-    sleep infinity & nap=$!
-    trap 'kill "$nap" 2>/dev/null; exit' HUP
+    # First the trap, then the nap: a HUP between them must not leave a sleep behind that holds our output open.
+    trap 'kill $(jobs -p) 2>/dev/null; exit' HUP
     trap : TERM USR1 USR2 CONT
+    sleep infinity >/dev/null 2>&1 & nap=$!
     wait "$nap"
     kill "$nap" 2>/dev/null
     # SIGTERM: the time limit, a cancellation, or the start of a grace time. Only the first needs more than the trap.

@@ -109,5 +109,6 @@ def test_a_dead_rank_ends_the_others(shards, tmp_path):  # noqa: F811
     assert time.monotonic() - killed < 45
     lines = [line for line in (tmp_path / "out0.txt").read_text().splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert "another rank died or hangs" in lines[0]
+    # "died or hangs" from a collective of the step, "went away" from the one that fetches data: whichever came first.
+    assert "another rank" in lines[0]
     assert not os.path.exists(tmp_path / "runs/run/owner.json")  # noqa: PTH110 - one call
