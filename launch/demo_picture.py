@@ -20,16 +20,18 @@ from matplotlib.axes import Axes
 
 NUM_CLIPS = 6
 NUM_FRAMES = 6
+GAP_PX = 4
 Frames = npt.NDArray[np.uint8]
 
 
 def draw_demo(run: Path, corpus: Path, picture: Path) -> None:
     """Draw what the run in `run` was trained on and how it went, and write it as PNG."""
     clips = list(choose_clips(corpus))
-    figure = pyplot.figure(figsize=(13, 11.5), layout="constrained")
-    sheet, curves = figure.subfigures(2, 1, height_ratios=[7.5, 3])
-    for axes, clip in zip(sheet.subplots(len(clips), 1), clips, strict=True):
-        _draw_clip(axes, clip)
+    figure = pyplot.figure(figsize=(13, 9.5), layout="constrained")
+    sheet, curves = figure.subfigures(2, 1, height_ratios=[6, 3])
+    rows_of_axes = sheet.subplots(len(clips), 2, width_ratios=[3, 2])
+    for (left, right), clip in zip(rows_of_axes, clips, strict=True):
+        _draw_clip(left, right, clip)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     left, right = curves.subplots(1, 2)
     _draw_loss(left, rows)
@@ -93,16 +95,19 @@ def _seconds(clock: str) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def _draw_clip(axes: Axes, clip: dict[str, Any]) -> None:
-    """One row: frames from left to right, the texts beside them."""
-    axes.imshow(np.concatenate(clip["frames"], axis=1), interpolation="nearest")
-    axes.axis("off")
-    axes.set_anchor("W")
-    texts = "\n\n".join(_wrapped(kind, clip[kind]) for kind in ("query", "subtitle", "caption"))
-    axes.text(1.02, 0.5, texts, transform=axes.transAxes, va="center", ha="left", fontsize=9)
+def _draw_clip(left: Axes, right: Axes, clip: dict[str, Any]) -> None:
+    """One row: frames from left to right with gaps between, the texts beside them."""
+    height_px = clip["frames"][0].shape[0]
+    gap = np.full((height_px, GAP_PX, 3), 255, np.uint8)
+    strip = [part for frame in clip["frames"] for part in (frame, gap)]
+    left.imshow(np.concatenate(strip[:-1], axis=1), interpolation="nearest")
+    left.axis("off")
+    right.axis("off")
+    texts = "\n".join(_wrapped(kind, clip[kind]) for kind in ("query", "subtitle", "caption"))
+    right.text(0.0, 0.5, texts, transform=right.transAxes, va="center", ha="left", fontsize=10, linespacing=1.5)
 
 
-def _wrapped(kind: str, text: str, width: int = 62) -> str:
+def _wrapped(kind: str, text: str, width: int = 48) -> str:
     lines, line = [], f"{kind}:"
     for word in text.split():
         if len(line) + 1 + len(word) > width:
@@ -136,7 +141,7 @@ def _draw_recall(axes: Axes, rows: list[dict[str, Any]]) -> None:
             axes.plot(steps, [100 * value for value in values], marker=".", color=f"C{number}", label=label)
     axes.axhline(50, color="0.7", linestyle=":", linewidth=1)
     axes.set(title="held-out videos, % (dotted: chance of the pairs)", xlabel="step", ylim=(0, 100))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left")
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
