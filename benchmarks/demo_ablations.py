@@ -28,7 +28,7 @@ RECIPE = Path("configs/tiny/pretrain.yaml")
 VARIANTS: dict[str, list[str]] = {
     "full": [],
     "one frame": ["data.num_frames=1"],
-    "mean pooling": ["model.pooling=mean"],
+    "mean pooling": ["model.pooling=mean", "model.num_proxies=1", "model.num_temporal=0"],
     "V-S alone": ["loss.name=vs"],
 }
 COLUMNS = ("t2v_r1", "t2v_r10", "v2t_r1", "pairs_motion", "pairs_direction")
