@@ -3,7 +3,8 @@
 Kinds of motion are `still`, `sideways`, `vertical`, `scale`, `turn` and `blink`; four of them have two directions. One
 frame is not meant to tell the kind: at the first frame (and at the last) place, size and angle of a shape have the same
 distribution for every kind, because a moving shape starts where still ones lie.
-Direction cannot be told from the frames without their order: a clip and its time reversal have the same ones.
+Direction cannot be told from the set of frames without their order: a clip and its time reversal have the same ones.
+(The first frame alone does give it away: a shape that goes right starts at the left.)
 """
 
 import math
