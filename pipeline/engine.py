@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from pipeline.dist import is_initialized, world_size
+from pipeline.dist import is_initialized, rank, world_size
 from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
 
 
@@ -165,7 +165,7 @@ class Engine:
     def parameter_norm(self) -> float:
         """Norm of all parameters. All ranks."""
         parameters = list(self.module.parameters())
-        held = [p.ds_tensor if hasattr(p, "ds_tensor") else p.detach() for p in parameters]
+        held = [_own_part(p) if hasattr(p, "ds_tensor") else p.detach() for p in parameters]
         square = torch.stack([norm.double() for norm in torch._foreach_norm(held)]).square().sum()
         if self.zero_stage == 3 and world_size() > 1:
             dist.all_reduce(square)
@@ -234,3 +234,10 @@ class Engine:
 
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().float().clone()
+
+
+def _own_part(parameter: Any) -> Tensor:
+    """This rank's part of a parameter under ZeRO 3, without the padding: that is memory as it was found."""
+    partition: Tensor = parameter.ds_tensor
+    valid = min(partition.numel(), max(0, parameter.ds_numel - rank() * partition.numel()))
+    return partition.flatten()[:valid]

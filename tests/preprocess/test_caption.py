@@ -152,9 +152,9 @@ def train_small_coca(folder: Path) -> tuple[Path, Path]:
     images = torch.stack([transform(Image.fromarray(pattern(number, 32, 32))) for number in range(8)])
     # One token less than the context: the class token of the text tower takes a place.
     tokens = open_clip.get_tokenizer("coca_small_test")(CAPTIONS)[:, :13]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     loss = torch.tensor(torch.inf)
-    for _ in range(100):
+    for _ in range(400):
         if loss.item() < 0.02:
             break
         answer = model(images, tokens)
