@@ -33,6 +33,8 @@ class ShardPlan:
     output: Path
     arrays: tuple[Job, ...]
     """Empty where no shard is missing."""
+    lanes: int
+    """Arrays that run side by side; each of the others waits for the one that is so many before it."""
     merge: Job
     config_text: str
     config_file: Path
@@ -76,10 +78,21 @@ def plan_shards(options: Options) -> ShardPlan:
     argvs = [(str(config_file), f"tasks.index={index}", f"tasks.count={count}") for index in indices]
     progress = str(config.output.resolve() / "shards" / "*.parquet")
     work = Work(kind="shards", run_folder=run_folder, module="preprocess.run", argv=(), progress=progress)
-    arrays = [Job(work, resources, name, array=part, throttle=throttle) for part in split(argvs, array_limit(options))]
+    parts = split(argvs, array_limit(options))
+    throttles = share(throttle, len(parts))
+    arrays = [
+        Job(work, resources, name, array=part, throttle=throttles[number % len(throttles)])
+        for number, part in enumerate(parts)
+    ]
     merge = Work(kind="merge", run_folder=run_folder, module="launch.merge", argv=(str(config.output),))
     return ShardPlan(
-        config.output, tuple(arrays), Job(merge, resources, f"{name}_merge"), text, config_file, tuple(facts)
+        output=config.output,
+        arrays=tuple(arrays),
+        lanes=len(throttles),
+        merge=Job(merge, resources, f"{name}_merge"),
+        config_text=text,
+        config_file=config_file,
+        facts=tuple(facts),
     )
 
 
@@ -97,6 +110,16 @@ def split(tasks: Sequence[tuple[str, ...]], size: int) -> list[tuple[tuple[str, 
     """
     parts = math.ceil(len(tasks) / size)
     return [tuple(tasks[len(tasks) * n // parts : len(tasks) * (n + 1) // parts]) for n in range(parts)]
+
+
+def share(throttle: int, num_arrays: int) -> list[int]:
+    """Tasks at a time of the arrays that run side by side: SLURM throttles every array by itself.
+
+    >>> share(8, 3), share(2, 5)
+    ([3, 3, 2], [1, 1])
+    """
+    lanes = max(1, min(throttle, num_arrays))
+    return [throttle // lanes + (lane < throttle % lanes) for lane in range(lanes)]
 
 
 def start_shards(plan: ShardPlan, options: Options) -> int:
@@ -132,8 +155,12 @@ def submit_shards(plan: ShardPlan, options: Options, after: tuple[str, ...]) -> 
     """Queue the arrays, and the merge after all of them; returns the id of the merge."""
     hold_folder(JobFolder(plan.merge.work.run_folder))
     write_shard_config(plan)
-    arrays = [submit(job, options.site, after) for job in plan.arrays]
-    for job_id in arrays:
-        print(f"queued array {job_id}")
+    arrays: list[str] = []
+    for number, job in enumerate(plan.arrays):
+        if number < plan.lanes:
+            arrays.append(submit(job, options.site, after))
+        else:
+            arrays.append(submit(job, options.site, [arrays[number - plan.lanes]], "afterany"))
+        print(f"queued array {arrays[-1]}")
     # After any end: where a task failed, the merge says what is missing and fails, which stops a chain.
     return submit(plan.merge, options.site, arrays or after, "afterany" if arrays else "afterok")

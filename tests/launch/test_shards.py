@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from launch.options import make_parser, parse_options
-from launch.shards import ShardPlan, add_shard_options, plan_shards, split, start_shards
+from launch.shards import ShardPlan, add_shard_options, plan_shards, share, split, start_shards
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,8 @@ def plan(site_file: str, shards_file: str, commands):
 def test_arrays_stay_below_max_array_size(plan) -> None:
     made = plan("--shards-per-task", "3", "--nodes", "2")
     assert [len(job.array) for job in made.arrays] == [2, 2, 3]  # 20 shards in 7 tasks, at most 3 tasks an array
-    assert all(job.throttle == 2 for job in made.arrays)
+    assert made.lanes == 2, "the third array waits for the first"
+    assert [job.throttle for job in made.arrays] == [1, 1, 1], "together two tasks at a time"
     words = [argv[1:] for job in made.arrays for argv in job.array]
     assert words == [(f"tasks.index={index}", "tasks.count=7") for index in range(7)]
 
@@ -84,6 +85,13 @@ def test_split_is_even() -> None:
     assert split([], 4) == []
 
 
+@pytest.mark.parametrize(("throttle", "num_arrays"), [(8, 3), (2, 5), (1, 1), (7, 7), (3, 0)])
+def test_arrays_side_by_side_share_the_throttle(throttle: int, num_arrays: int) -> None:
+    parts = share(throttle, num_arrays)
+    assert sum(parts) == throttle
+    assert min(parts) >= 1
+
+
 def test_dry_run_shows_every_script(plan, site_file: str, shards_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = make_parser("slurm_shards.py", "about", shards_file)
     add_shard_options(parser)
@@ -92,5 +100,5 @@ def test_dry_run_shows_every_script(plan, site_file: str, shards_file: str, caps
     assert start_shards(plan_shards(options), options) == 0
     shown = capsys.readouterr().out
     assert shown.count("#SBATCH --array=") == 3
-    assert "#SBATCH --array=0-2%2" in shown
+    assert "#SBATCH --array=0-2%1" in shown
     assert "shards_set_merge" in shown
