@@ -18,13 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run_folder import JobFolder, Row, progress_mark, read_json
+from launch.run_folder import JobFolder, Row, progress_mark
 
 WRONG_INPUT = 2
 MAX_FUTILE = 1
 """A job that fails is requeued so often without progress."""
 MAX_FUTILE_SIGNALS = 3
 """One that a signal stops while it starts: being preempted twice in a row is not its fault."""
+MAX_FUTILE_EXCLUSIONS = 5
+"""One whose nodes are sick: it comes back without them, but not for ever."""
 STOP_CODES = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 
 
@@ -44,6 +46,8 @@ class Ending:
     """How often in a row this job was requeued before without getting further than now."""
     rank_codes: tuple[int, ...] = ()
     """Exit codes of the ranks that reported one, in the order of failing."""
+    first_failure: str = ""
+    """The first of them in words: rank, node, error."""
     may_requeue: bool = True
     """The site allows it."""
     excluded: str = ""
@@ -75,9 +79,15 @@ def decide(end: Ending) -> Decision:
     cause = _cause(end, timed_out)
     if not end.may_requeue:
         return Decision("stop", f"{cause}; requeue is off for this site, run the same command again to go on")
-    if end.futile >= (MAX_FUTILE_SIGNALS if _asked_to_stop(end) else MAX_FUTILE) and not end.excluded:
+    if end.futile >= _patience(end):
         return Decision("stop", f"{cause}, and no progress since the last requeue: something must be put right first")
     return Decision("requeue", cause)
+
+
+def _patience(end: Ending) -> int:
+    if end.excluded:
+        return MAX_FUTILE_EXCLUSIONS
+    return MAX_FUTILE_SIGNALS if _asked_to_stop(end) else MAX_FUTILE
 
 
 def _asked_to_stop(end: Ending) -> bool:
@@ -93,7 +103,7 @@ def _cause(end: Ending, timed_out: bool) -> str:
         return "stopped by a signal, state saved"
     if end.code > 128 and not end.rank_codes:
         return f"a rank was ended by {signal.Signals(end.code - 128).name}"
-    return f"failed with exit code {(end.rank_codes or (end.code,))[0]}"
+    return end.first_failure or f"failed with exit code {(end.rank_codes or (end.code,))[0]}"
 
 
 def main(argv: list[str]) -> int:
@@ -128,8 +138,9 @@ def main(argv: list[str]) -> int:
         finished=Path(given.finished).exists() if given.finished else given.code == 0,
         futile=count_futile(folder.events(job), progress_mark(given.progress)),
         rank_codes=tuple(row["code"] for row in exits),
+        first_failure="rank {rank} on {node} failed: {error}".format(**exits[0]) if exits else "",
         may_requeue=not given.no_requeue,
-        excluded=(read_json(folder.path / "preflight" / f"{job}.{restart}.exclude") or {}).get("nodes", ""),
+        excluded=",".join(sorted({node for row in exits for node in row.get("exclude", [])})),
     )
     return carry_out(decide(end), end, folder, job, exits, progress_mark(given.progress))
 
@@ -157,6 +168,9 @@ def carry_out(decision: Decision, end: Ending, folder: JobFolder, job: str, exit
 
 def requeue(job_id: str, exclude: str) -> None:
     """Requeue the job, without the nodes in `exclude`: SLURM takes these only while the job is pending."""
+    before = show_job(job_id).get("ExcNodeList", "(null)")
+    if exclude and before != "(null)":
+        exclude = f"{before},{exclude}"
     done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
     if done.returncode:
         print(f"[launch] scontrol requeue failed: {done.stderr.strip()}", flush=True)
@@ -176,12 +190,17 @@ def job_name() -> str:
 def ask_slurm(job_id: str) -> tuple[str, str, int]:
     """State, reason and number of restarts of a job; ("", "", 0) where slurmctld does not answer."""
     for _ in range(3):
-        done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True)
-        if done.returncode == 0:
-            facts = dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+        facts = show_job(job_id)
+        if facts:
             return facts.get("JobState", ""), facts.get("Reason", ""), int(facts.get("Restarts", "0"))
         time.sleep(1.0)
     return "", "", 0
+
+
+def show_job(job_id: str) -> dict[str, str]:
+    """The fields of a job as SLURM shows them; empty where it does not answer."""
+    done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True)
+    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word) if done.returncode == 0 else {}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.preflight import PreflightConfig, check
-from launch.rendezvous import Place, meet, read_place
+from launch.rendezvous import Place, SickNodes, meet, read_place
 from launch.run_folder import JobFolder
 from pipeline.errors import PipelineError
 
@@ -59,9 +59,12 @@ def run_work(work: Work, settings: TaskSettings) -> int:
         signal.signal(number, signal.SIG_DFL)
     place = read_place()
     set_rank_environment(place)
-    code, error = run_entry(work, settings, place)
+    code, error, sick = run_entry(work, settings, place)
     if code:
         row = {"time": time.time(), "rank": place.rank, "node": place.node, "code": code, "error": error}
+        # Leaving out most of a job's nodes would be no remedy.
+        if settings.preflight.slow_node == "exclude" and len(sick) * 2 <= len(place.nodes):
+            row["exclude"] = sick
         JobFolder(work.run_folder).add_exit(place.job, place.restart, place.rank, row)
     if code and settings.exit_process:
         sys.stdout.flush()
@@ -80,25 +83,25 @@ def set_rank_environment(place: Place) -> None:
     }
 
 
-def run_entry(work: Work, settings: TaskSettings, place: Place) -> tuple[int, str]:
-    """Run the entry's `main`; returns its exit code and the line that says what went wrong."""
+def run_entry(work: Work, settings: TaskSettings, place: Place) -> tuple[int, str, list[str]]:
+    """Run the entry's `main`; returns its exit code, the line that says what went wrong, and the nodes to blame."""
     try:
         store = meet_and_check(work, settings, place) if work.distributed and place.world_size > 1 else None
         argv = [*work.argv, *(work.argv_after_requeue if place.restart else ())]
         code = int(importlib.import_module(work.module).main(argv) or 0)
         del store  # it had to live as long as the entry: on rank 0 it is the server
-        return code, "" if code == 0 else f"{work.module} returned {code}"
+        return code, "" if code == 0 else f"{work.module} returned {code}", []
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code, str(error)
+        return error.exit_code, str(error), error.nodes if isinstance(error, SickNodes) else []
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        return code, f"{work.module} left with exit code {code}"
+        return code, f"{work.module} left with exit code {code}", []
     except KeyboardInterrupt:
-        return 1, "interrupted"
+        return 1, "interrupted", []
     except BaseException as error:
         traceback.print_exc()
-        return 1, f"{type(error).__name__}: {error}".splitlines()[0]
+        return 1, f"{type(error).__name__}: {error}".splitlines()[0], []
 
 
 def meet_and_check(work: Work, settings: TaskSettings, place: Place) -> Any:

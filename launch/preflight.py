@@ -2,8 +2,8 @@
 
     report = check(place, store, config, run_folder)     # all ranks; raises when the run should not start
 
-Every rank times one all-reduce and one matrix product. A node whose product takes `slow_factor` times the median is
-named, and by choice ends the job or is left out after a requeue. `jobs/preflight/` keeps the timings.
+Every rank times one all-reduce and one matrix product. A node that fails, or whose product takes `slow_factor` times
+the median, is named, and by choice ends the job or is left out after a requeue. `jobs/preflight/` keeps the timings.
 """
 
 import json
@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from launch.rendezvous import Place
+from launch.rendezvous import Place, SickNodes
 from launch.run_folder import write_json
 from pipeline.config import Section
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pydantic")
 
@@ -40,7 +40,8 @@ class PreflightConfig(Section):
     slow_factor: float = Field(default=3.0, gt=1)
     """A node is slow when its matrix product takes this many times the median of all nodes."""
     slow_node: Literal["report", "stop", "exclude"] = "report"
-    """What to do about a slow node: name it, stop the job, or requeue the job without it."""
+    """What to do about a slow node: name it, stop the job, or requeue the job without it. With exclude, a node that
+    fails is left out as well."""
     min_free_gb: float = Field(default=10.0, ge=0)
     """Free space that the run folder and the temporary folder of every node must have."""
     max_clock_skew_s: float = Field(default=5.0, gt=0)
@@ -73,6 +74,8 @@ class Report:
     """Lines for the log: nothing that keeps the run from starting."""
     fatal: list[str] = field(default_factory=list)
     """Lines that do."""
+    failed_nodes: list[str] = field(default_factory=list)
+    """The nodes that they are about."""
 
 
 def check(place: Place, store: Any, config: PreflightConfig, run_folder: Path) -> Report | None:
@@ -86,16 +89,14 @@ def check(place: Place, store: Any, config: PreflightConfig, run_folder: Path) -
         write_json(stem.with_name(stem.name + ".json"), asdict(report))
         for line in (summary(rows), *report.findings):
             print(f"[preflight] {line}", flush=True)
+    # Exit code 2 is not requeued: different versions stay different. SickNodes is, and then without these nodes.
     if report.fatal:
-        # Different versions stay different: exit code 2, so that the job is not requeued.
-        raise InputError("preflight: " + "; ".join(report.fatal))
+        message = "preflight: " + "; ".join(report.fatal)
+        raise SickNodes(message, report.failed_nodes) if config.slow_node == "exclude" else InputError(message)
     if report.slow_nodes and config.slow_node != "report":
         named = ",".join(report.slow_nodes)
-        if place.rank == 0 and config.slow_node == "exclude":
-            write_json(stem.with_name(stem.name + ".exclude"), {"nodes": named})
         message = f"preflight: {named} is over {config.slow_factor:g} times slower than the median node"
-        # Exit code 2 is not requeued; 1 is, and then without these nodes.
-        raise InputError(message) if config.slow_node == "stop" else RunError(message)
+        raise SickNodes(message, report.slow_nodes) if config.slow_node == "exclude" else InputError(message)
     return report
 
 
@@ -105,7 +106,8 @@ def judge(rows: Sequence[RankFacts], config: PreflightConfig) -> Report:
     for row in rows:
         by_node[row.node].append(row)
     worst = {node: max(row.product_s for row in group) for node, group in by_node.items()}
-    median = statistics.median(worst.values())
+    # The lower of the two in the middle: of two nodes, one that is slower by far would else be half of its own measure.
+    median = statistics.median_low(worst.values())
     report = Report(rows=list(rows))
     for node, seconds in worst.items():
         if seconds > config.slow_factor * median:
@@ -120,11 +122,13 @@ def judge(rows: Sequence[RankFacts], config: PreflightConfig) -> Report:
         for place, free in group[0].free_gb.items():
             if free < config.min_free_gb:
                 report.fatal.append(f"{node} has {free:.1f} GB free in {place}, {config.min_free_gb:g} are wanted")
+                report.failed_nodes.append(node)
     for name, wanted in rows[0].versions.items():
         other = {row.node: row.versions.get(name) for row in rows if row.versions.get(name) != wanted}
         if other:
             shown = ", ".join(f"{found} on {node}" for node, found in other.items())
             report.fatal.append(f"{name} is {wanted} on {rows[0].node}, but {shown}")
+            report.failed_nodes.extend(other)
     return report
 
 
@@ -158,7 +162,7 @@ def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: 
         side = config.matrix_px or (8192 if device.type == "cuda" else 512)
         matrix = torch.ones(side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
         block = torch.ones(2**18 if device.type == "cpu" else 2**26, device=device)
-        product_s = best_time(lambda: torch.mm(matrix, matrix), device)
+        product_s = time_product(place, matrix, device)
         all_reduce_s = best_time(lambda: dist.all_reduce(block), device)
         mine = RankFacts(
             place.rank, place.node, product_s, all_reduce_s, time.time(), free_space(run_folder), own_versions()
@@ -168,6 +172,17 @@ def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: 
     finally:
         dist.destroy_process_group()
     return [RankFacts(**json.loads(text)) for text in texts]
+
+
+def time_product(place: Place, matrix: Any, device: Any) -> float:
+    """Seconds of a matrix product. A broken GPU shows here, before anyone waits for its rank in a collective."""
+    import torch
+
+    try:
+        return best_time(lambda: torch.mm(matrix, matrix), device)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SickNodes(f"preflight: {place.node} failed at a matrix product: {reason}", [place.node]) from None
 
 
 def best_time(action: Callable[[], Any], device: Any, repeats: int = 5) -> float:

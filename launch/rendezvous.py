@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,14 @@ from typing import Any
 
 from launch.run_folder import read_json, write_json
 from pipeline.errors import RunError
+
+
+class SickNodes(RunError):
+    """The run cannot start because of some of its nodes; the job may come back without them."""
+
+    def __init__(self, message: str, nodes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.nodes = list(nodes)
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ def _await_file(file: Path, timeout_s: float, place: Place) -> Any:
 def _roll_call(store: Any, place: Place, timeout_s: float) -> None:
     """Everyone reports; rank 0 checks who is missing and gives the word to go on."""
     store.set(f"launch/here/{place.rank}", place.node)
+    by_node: list[str] = []
     if place.rank != 0:
         try:
             store.wait(["launch/verdict"], timedelta(seconds=timeout_s + 60))
@@ -149,7 +158,7 @@ def _roll_call(store: Any, place: Place, timeout_s: float) -> None:
         )
         store.set("launch/verdict", verdict)
     if verdict:
-        raise RunError(f"{verdict}; look at these nodes, or raise preflight.meet_timeout_s")
+        raise SickNodes(f"{verdict}; look at these nodes, or raise preflight.meet_timeout_s", by_node)
 
 
 def _missing_ranks(store: Any, place: Place, timeout_s: float) -> list[int]:

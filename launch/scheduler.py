@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from launch.cluster import ClusterConfig, Resources, minutes_of
 from pipeline.errors import InputError
@@ -28,8 +29,9 @@ class Partition:
     is_up: bool
 
 
+@cache
 def partitions() -> dict[str, Partition] | None:
-    """All partitions by name; None where there is no SLURM."""
+    """All partitions by name; None where there is no SLURM. A launcher asks once, however many jobs it plans."""
     text = _ask("sinfo", "-h", "-a", "-o", "%P|%l|%D|%a")
     if text is None:
         return None
@@ -99,8 +101,9 @@ def accounted_state(job: str) -> str | None:
     return lines[0].strip() or None
 
 
+@cache
 def max_array_size() -> int | None:
-    """MaxArraySize of this cluster: array indices stay below it."""
+    """MaxArraySize of this cluster: array indices stay below it. Asked once."""
     text = _ask("scontrol", "show", "config") or ""
     for line in text.splitlines():
         key, _, value = line.partition("=")

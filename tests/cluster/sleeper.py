@@ -3,12 +3,13 @@
 main([RUN_FOLDER])            main([RUN_FOLDER, "--deaf"])     # ignores all signals the first time
 """
 
-import json
 import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
+
+from launch.rendezvous import SickNodes
 
 NUM_STEPS = 6000
 SAVE_EVERY = 10
@@ -19,10 +20,7 @@ def main(argv: list[str]) -> int:
     run, rank = Path(argv[0]), int(os.environ["RANK"])
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if "--sick-node" in argv and restart == 0:
-        name = run / "jobs" / "preflight" / f"{os.environ['SLURM_JOB_ID']}.0.exclude"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.write_text(json.dumps({"nodes": os.environ["SLURM_JOB_NODELIST"].replace("[", "").split("-")[0]}))
-        return 1
+        raise SickNodes("n1 is ill", ["n1"])
     stop: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

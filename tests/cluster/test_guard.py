@@ -11,7 +11,7 @@ from launch.run_folder import JobFolder, Row
 from launch.submit import Job, submit
 
 SAVED_STEP = 12
-SITE = {"gpus_per_node": 0, "signal_lead_s": 20, "time": "30"}
+SITE = {"gpus_per_node": 0, "signal_lead_s": 20, "time": "30", "preflight": {"slow_node": "exclude"}}
 
 
 class Sleeper:

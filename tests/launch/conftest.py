@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.scheduler import max_array_size, partitions
+
 Commands = Callable[..., Path]
 
 TINY_MODEL = {
@@ -26,6 +28,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    partitions.cache_clear()
+    max_array_size.cache_clear()
 
     def put(**scripts: str) -> Path:
         for name, body in scripts.items():

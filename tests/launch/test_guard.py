@@ -30,6 +30,12 @@ FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restart
         ({"futile": 1, "code": 143}, "requeue", "SIGTERM"),
         ({"futile": 3, "code": 143}, "stop", "no progress"),
         ({"futile": 1, "excluded": "n3"}, "requeue", "n3"),
+        ({"futile": 5, "excluded": "n3"}, "stop", "n3"),
+        (
+            {"rank_codes": (1,), "first_failure": "rank 3 on n2 failed: by zero"},
+            "requeue",
+            "rank 3 on n2 failed: by zero",
+        ),
         ({"may_requeue": False}, "stop", "requeue is off"),
     ],
 )

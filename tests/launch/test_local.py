@@ -7,6 +7,7 @@ import pytest
 
 from launch.cluster import Resources, load_site
 from launch.job import TaskSettings, Work, run_work
+from launch.preflight import PreflightConfig
 from launch.run_folder import JobFolder
 from launch.submit import Job, run_debug, run_local
 
@@ -20,7 +21,10 @@ def main(argv):
     import torch
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
     facts = {name: os.environ.get(name) for name in names}
-    if int(facts["WORLD_SIZE"]) > 1:
+    if "--sick" in argv:
+        from launch.rendezvous import SickNodes
+        raise SickNodes("n2 is ill", ["n2"])
+    if int(facts["WORLD_SIZE"]) > 1 and "--alone" not in argv:
         dist.init_process_group("gloo")
         total = torch.ones(1)
         dist.all_reduce(total)
@@ -36,6 +40,18 @@ def main(argv):
         dist.destroy_process_group()
     return 0
 """
+
+
+SLURM_TASK = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURMD_NODENAME": "n1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_RESTART_COUNT": "1",
+}
 
 
 @pytest.fixture
@@ -82,20 +98,21 @@ def test_debug_runs_here_and_never_prompts(
 
 def test_arguments_after_a_requeue(probe: Path, monkeypatch: pytest.MonkeyPatch, site_file: str) -> None:
     # A run that was started with resume=PATH must go on from its own checkpoint when it comes back.
-    environment = {
-        "SUBMITIT_EXECUTOR": "slurm",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_NTASKS": "1",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-        "SLURMD_NODENAME": "n1",
-        "SLURM_JOB_ID": "7",
-        "SLURM_RESTART_COUNT": "1",
-    }
-    for name, value in environment.items():
+    for name, value in SLURM_TASK.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    work = Work("pretrain", probe / "runs", "launch_probe", (str(probe),), argv_after_requeue=("--crash",))
+    work = Work("pretrain", probe / "runs", "launch_probe", (str(probe), "--alone"), argv_after_requeue=("--crash",))
     settings = TaskSettings(load_site(site_file, {}).preflight, None, exit_process=False)
     assert run_work(work, settings) == 1
     assert JobFolder(probe / "runs").exits("7", 1)[0]["error"] == "ZeroDivisionError: by zero"
+
+
+def test_sick_nodes_reach_the_guard(probe: Path, monkeypatch: pytest.MonkeyPatch, site_file: str) -> None:
+    for name, value in SLURM_TASK.items():
+        monkeypatch.setenv(name, value)
+    work = Work("pretrain", probe / "runs", "launch_probe", (str(probe), "--sick"))
+    for policy, excluded in (("exclude", ["n2"]), ("report", None)):
+        preflight = PreflightConfig(slow_node=policy)
+        assert run_work(work, TaskSettings(preflight, None, exit_process=False)) == 1
+        row = JobFolder(probe / "runs").exits("7", 1)[0]
+        assert (row.get("exclude"), row["error"]) == (excluded, "n2 is ill")

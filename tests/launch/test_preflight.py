@@ -38,6 +38,12 @@ def test_one_slow_rank_names_its_node() -> None:
     assert "n2 is slow: 31.0 ms for a product that takes 10.0 ms" in report.findings
 
 
+def test_the_slow_one_of_two_nodes_is_named() -> None:
+    rows = ranks(num_nodes=2)
+    rows[2] = replace(rows[2], product_s=0.031)
+    assert judge(rows, CONFIG).slow_nodes == ["n1"]
+
+
 def test_a_little_slower_is_fine() -> None:
     rows = ranks()
     rows[5] = replace(rows[5], product_s=0.029)
@@ -58,4 +64,5 @@ def test_clock_skew_is_found() -> None:
 )
 def test_what_keeps_a_run_from_starting(change: dict[str, object], message: str) -> None:
     rows = [replace(row, **change) if row.node == "n1" else row for row in ranks()]
-    assert judge(rows, CONFIG).fatal == [message]
+    report = judge(rows, CONFIG)
+    assert (report.fatal, sorted(set(report.failed_nodes))) == ([message], ["n1"])

@@ -144,9 +144,10 @@ def wait_until_text(path: Path, text: str) -> None:
 
 
 def test_sick_nodes_are_left_out_of_the_requeued_job(tmp_path: Path, commands) -> None:
-    commands(scontrol=f'echo "$@" >> {tmp_path}/asked')
+    commands(scontrol=f'echo "$@" >> {tmp_path}/asked; echo JobId=7 ExcNodeList=n1')
     requeue("7", exclude="n3,n5")
-    assert (tmp_path / "asked").read_text().splitlines() == ["requeue 7", "update JobId=7 ExcNodeList=n3,n5"]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["-o show job 7", "requeue 7", "update JobId=7 ExcNodeList=n1,n3,n5"], "beside the user's own"
 
 
 def test_events_are_json(tmp_path: Path) -> None:
