@@ -41,12 +41,24 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather_values(value: Value) -> list[Value]:
-    """Every rank's (picklable) `value`, in rank order, on every rank."""
+def host_group() -> Any:
+    """A gloo group of all ranks with the main group's time limit: for the CPU's own business, also in another thread.
+
+    None without a process group. All ranks.
+    """
+    if not is_initialized():
+        return None
+    main = dist.distributed_c10d._get_default_group()
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    return dist.new_group(backend="gloo", timeout=main._get_backend(device).options._timeout)
+
+
+def gather_values(value: Value, group: Any = None) -> list[Value]:
+    """Every rank's (picklable) `value`, in rank order, on every rank; over the main group unless another is given."""
     if not is_initialized():
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 

@@ -200,7 +200,7 @@ class Engine:
                 optimizer.averaged_gradients[group] = None
 
     def save(self, folder: Path, tag: str, writer: Any) -> None:
-        """DeepSpeed's own state into `folder`/`tag`, through `writer`, which keeps the write errors. All ranks."""
+        """DeepSpeed's own state, to be written into `folder`/`tag`, into `writer`. All ranks."""
         self.deepspeed.checkpoint_engine = writer
         # It copies a recovery script with its own, unguarded file operations between two barriers.
         self.deepspeed._copy_recovery_script = lambda path: None
@@ -212,18 +212,19 @@ class Engine:
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The whole fp32 state dict in host memory on rank 0, empty on the others. All ranks."""
+        """A copy of the whole fp32 state dict in host memory on rank 0, empty on the others. All ranks."""
         weights = {}
         is_main = dist.get_rank() == 0
         if is_main:
-            weights = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+            weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.module.state_dict().items()}
         if self.zero_stage == 3 or self.config.precision == "fp16":
             from deepspeed.utils import safe_get_full_fp32_param
 
             for name, parameter in self.module.named_parameters():
                 whole = safe_get_full_fp32_param(parameter) if parameter.requires_grad else self._gathered(parameter)
                 if is_main:
-                    weights[name] = whole.detach().cpu().view(getattr(parameter, "ds_shape", parameter.shape))
+                    shape = getattr(parameter, "ds_shape", parameter.shape)
+                    weights[name] = whole.detach().to("cpu", copy=True).view(shape)
         return weights
 
     def _gathered(self, parameter: nn.Parameter) -> Tensor:

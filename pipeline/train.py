@@ -83,6 +83,9 @@ def run_to_the_end(
             logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
         elif train(run) == "finished" and is_main():
             finish_folder(config.run_folder, run.progress.step)
+    except PipelineError:
+        run.saver.settle()  # what was begun before the error is good
+        raise
     finally:
         if run.metrics is not None:
             run.metrics.close()

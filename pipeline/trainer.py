@@ -108,7 +108,7 @@ def train(run: Run) -> Outcome:
             logger.info(console_line(step, run.total_steps, record))
         stopping, saving = wishes(run, step)
         if stopping or saving or is_last or progress.best_step == step:
-            save(run)
+            save(run, wait=is_last or bool(stopping))
         if stopping and not is_last:
             logger.info(f"stopped after step {step} ({stopping}); the same command goes on from here")
             return "stopped"
@@ -167,7 +167,7 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
     if run.progress.skipped:
         values["train/skipped"] = run.progress.skipped
     if run.saver.stall_s:
-        values["checkpoint/save_s"] = run.saver.stall_s
+        values |= {"checkpoint/stall_s": run.saver.stall_s, "checkpoint/write_s": run.saver.write_s}
     return values | run.clock.summary(run.config.batch.global_batch_size, run.work)
 
 
@@ -194,8 +194,8 @@ def wishes(run: Run, step: int) -> tuple[str, bool]:
     return "", due
 
 
-def save(run: Run) -> bool:
-    """Save a checkpoint of the current step. All ranks."""
+def save(run: Run, *, wait: bool) -> None:
+    """Save a checkpoint of the current step; it is written beside the next steps unless `wait`. All ranks."""
     merge_counts(run)
     state = {
         "progress": asdict(run.progress),
@@ -203,4 +203,4 @@ def save(run: Run) -> bool:
         "zero_stage": run.engine.zero_stage,
         "optimizer_step": run.engine.optimizer_step(),
     }
-    return run.saver.save(run.engine, run.progress.step, state, run.progress.best_step)
+    run.saver.save(run.engine, run.progress.step, state, run.progress.best_step, wait=wait)

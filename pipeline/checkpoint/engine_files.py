@@ -1,39 +1,52 @@
-"""DeepSpeed's file writer, replaced by one that notes a failed write instead of raising it.
+"""DeepSpeed's file writer, replaced by one that keeps what it is given in memory and writes it later.
+
+    writer = SnapshotWriter(); engine.save(folder, tag, writer)      # the state as it is now; no file is touched
+    errors = writer.write()                                          # in a thread, while training goes on
 
 DeepSpeed's save is a sequence of writes and barriers. A rank that raises in the middle leaves all others waiting for
-ever; a rank that notes the error and goes on lets everyone reach the vote on success.
+ever, and all of them wait for the slowest disk. Here nothing can fail in between but memory, and what fails afterwards
+is noted, so that everyone reaches the vote on success.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-class NotingCheckpointEngine:
+class SnapshotWriter:
     """What DeepSpeed calls to make folders and to write and read its state files."""
 
-    name = "NotingCheckpointEngine"
+    name = "SnapshotWriter"
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
+        self._files: list[tuple[Path, io.BytesIO]] = []
 
     def create(self, info: object) -> None:
         """A save begins."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder."""
-        self._note(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
+        """Folders are made with the files."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file."""
+        """Keep one file: its bytes, which no later step changes."""
+        content = io.BytesIO()
+        torch.save(state_dict, content)
+        self._files.append((Path(path), content))
 
-        def write() -> None:
-            # torch reports a failed write to a path without its cause; a stream of ours raises the OSError itself.
-            with open(path, "wb") as stream:
-                torch.save(state_dict, stream)
-
-        self._note(write)
+    def write(self) -> list[str]:
+        """Write what was kept and let go of it; the errors, one line each."""
+        errors = []
+        for path, content in self._files:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "wb") as stream:
+                    stream.write(content.getbuffer())
+            except OSError as error:
+                errors.append(write_error(error))
+        self._files.clear()
+        return errors
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file. This unpickles: only files of our own checkpoints, whose hashes were checked, come here."""
@@ -48,7 +61,7 @@ class NotingCheckpointEngine:
         return dp_rank == 0
 
     def is_decoupled(self) -> bool:
-        """Whether writing goes on in the background."""
+        """Whether DeepSpeed has to wait for this writer: no, `write` and the vote are ours."""
         return False
 
     def set_commit_info(self, info: object) -> None:
@@ -63,12 +76,6 @@ class NotingCheckpointEngine:
     def preserves_storage_sharing(self) -> bool:
         """torch.save keeps tensors that share memory together."""
         return True
-
-    def _note(self, action: Any) -> None:
-        try:
-            action()
-        except (OSError, RuntimeError) as error:
-            self.errors.append(write_error(error))
 
 
 def write_error(error: BaseException) -> str:

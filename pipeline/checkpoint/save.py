@@ -1,15 +1,18 @@
-"""Save: every rank writes into a staging folder, all agree that it worked, rank 0 publishes.
+"""Save: a snapshot in host memory holds training up; writing it goes on beside the next steps.
 
-    staging -> DeepSpeed's files (all ranks) -> weights, state, random states (rank 0) -> agree
-            -> COMPLETE.json -> fsync -> rename -> latest -> remove what the keep policy lets go
+    at the step border   DeepSpeed's state, whole weights, random states -> host memory
+    in a thread          files into a staging folder -> agree that every rank could write
+      of rank 0          -> COMPLETE.json -> fsync -> rename -> latest -> remove what the keep policy lets go
 
-A write error on one rank must not leave the others waiting in DeepSpeed's barriers: its checkpoint engine is replaced
-by one that notes the error instead. A failed save leaves the checkpoints before it untouched and is no reason to stop.
+The threads agree over a process group of their own. One save is under way at a time; the last one of a run, and one
+that a signal asked for, is waited for. A write error on one rank reaches all of them in that vote: the checkpoints
+before stay untouched, and a failed save is no reason to stop.
 """
 
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +21,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.checkpoint.engine_files import NotingCheckpointEngine, write_error
+from pipeline.checkpoint.engine_files import SnapshotWriter, write_error
 from pipeline.checkpoint.folder import (
     BEST,
     LATEST,
@@ -35,7 +39,7 @@ from pipeline.checkpoint.folder import (
 )
 from pipeline.checkpoint.rng import gather_random_states
 from pipeline.config import Section
-from pipeline.dist import broadcast_value, gather_values, is_main, world_size
+from pipeline.dist import broadcast_value, gather_values, host_group, is_main, rank, world_size
 from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.log import logger
@@ -56,9 +60,24 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of this stay for good; 0: none."""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank has to write: all of it in memory, none of it touched by later steps."""
+
+    step: int
+    best_step: int | None
+    staging: Path
+    engine: SnapshotWriter
+    weights: dict[str, Tensor]
+    random_states: dict[str, Tensor]
+    state: dict[str, Any]
+    stall_s: float
+    """How long taking it held up training."""
+
+
 @dataclass
 class Saver:
-    """Writes the checkpoints of one run."""
+    """Writes the checkpoints of one run. All ranks make it together."""
 
     run_folder: Path
     config: CheckpointConfig
@@ -72,8 +91,15 @@ class Saver:
     """Saves that failed in a row."""
     stall_s: float = 0.0
     """How long the last save held up training."""
+    write_s: float = 0.0
+    """How long the last save that is done took to write, beside training."""
     last_time: float = field(default_factory=time.monotonic)
     last_step: int = -1
+    """The step of the last checkpoint that was begun, or resumed from."""
+    _thread: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        self._group = host_group()
 
     def is_due(self, step: int) -> bool:
         """Whether the config asks for a save after `step`, as far as this rank's clock knows."""
@@ -81,36 +107,33 @@ class Saver:
         minutes = (time.monotonic() - self.last_time) / 60
         return by_step or (self.config.every_minutes > 0 and minutes >= self.config.every_minutes)
 
-    def save(self, engine: Engine, step: int, state: dict[str, Any], best_step: int | None = None) -> bool:
-        """Save the run after `step`. All ranks. False when it failed; then everything saved before is still there.
+    def save(
+        self, engine: Engine, step: int, state: dict[str, Any], best_step: int | None = None, *, wait: bool
+    ) -> None:
+        """Begin to save the run after `step`; with `wait`, also end it. All ranks.
 
-        The checkpoint of `best_step` stays whatever the keep policy says, and `best` names it.
+        The checkpoint of `best_step` stays whatever the keep policy says, and `best` names it. A failure is logged;
+        then everything saved before is still there.
         """
-        if step == self.last_step:
-            return True
         started = time.monotonic()
-        staging = self.run_folder / "checkpoints" / f".staging-{step:08d}-{broadcast_value(secrets.token_hex(4))}"
-        errors = _errors_of_all(lambda: (staging / ENGINE_FOLDER).mkdir(parents=True))
-        if not errors:
-            errors = self._write(engine, staging, step, state)
-        if not errors:
+        if step != self.last_step:
+            self.settle()
             self.ensure_owned()
-            errors = _errors_of_all(lambda: self._publish(staging, step, best_step))
+            self.last_step = step
+            snapshot = self._snapshot(engine, step, state, best_step)
+            self._thread = threading.Thread(target=self._write, args=(snapshot,), daemon=True, name=f"save {step}")
+            self._thread.start()
+        if wait:
+            self.settle()
+            self.ensure_owned()
         self.last_time = time.monotonic()
         self.stall_s = self.last_time - started
-        if errors:
-            if is_main():
-                shutil.rmtree(staging, ignore_errors=True)
-            self.failures += 1
-            logger.error(
-                f"SAVING FAILED at step {step} ({self.failures} in a row): {'; '.join(errors)}. Training goes on, the "
-                "checkpoints before are intact; free space or fix the folder before the run is needed"
-            )
-            return False
-        self.failures = 0
-        self.last_step = step
-        logger.info(f"saved checkpoints/{checkpoint_name(step)} in {self.stall_s:.1f} s")
-        return True
+
+    def settle(self) -> None:
+        """Wait for the save that is under way, if there is one."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def ensure_owned(self) -> None:
         """Raise RunError, on all ranks, when another run has taken the folder over. All ranks."""
@@ -124,31 +147,63 @@ class Saver:
         if message is not None:
             raise RunError(message)
 
-    def _write(self, engine: Engine, staging: Path, step: int, state: dict[str, Any]) -> list[str]:
-        writer = NotingCheckpointEngine()
+    def _snapshot(self, engine: Engine, step: int, state: dict[str, Any], best_step: int | None) -> Snapshot:
+        started = time.monotonic()
+        name = f".staging-{step:08d}-{broadcast_value(secrets.token_hex(4))}"
+        staging = self.run_folder / "checkpoints" / name
+        writer = SnapshotWriter()
         engine.save(staging, ENGINE_FOLDER, writer)
-        weights = engine.whole_weights()
-        random_states = gather_random_states()
-        errors = _errors_of_all(lambda: self._write_whole(staging, step, state, weights, random_states))
-        return [*_of_all(writer.errors), *errors]
+        return Snapshot(
+            step=step,
+            best_step=best_step,
+            staging=staging,
+            engine=writer,
+            weights=engine.whole_weights(),
+            random_states=gather_random_states(),
+            state=state,
+            stall_s=time.monotonic() - started,
+        )
 
-    def _write_whole(
-        self,
-        staging: Path,
-        step: int,
-        state: dict[str, Any],
-        weights: dict[str, Tensor],
-        random_states: dict[str, Tensor],
-    ) -> None:
-        from safetensors.torch import save_file
+    def _write(self, snapshot: Snapshot) -> None:
+        """Write and publish; in a thread of every rank."""
+        started = time.monotonic()
+        try:
+            errors = self._of_all(snapshot.engine.write())
+            errors = errors or self._of_all(_errors_of(lambda: self._write_whole(snapshot)))
+            errors = errors or self._of_all(_errors_of(lambda: self._publish(snapshot)))
+        except RuntimeError as error:  # a rank is gone, as the next step will find as well
+            errors = [f"rank {rank()}: {write_error(error)}"]
+        self.write_s = time.monotonic() - started
+        if not errors:
+            self.failures = 0
+            taken = f"{snapshot.stall_s:.2f} s of stall, {self.write_s:.1f} s of writing"
+            logger.info(f"saved checkpoints/{checkpoint_name(snapshot.step)}: {taken}")
+            return
+        if is_main():
+            shutil.rmtree(snapshot.staging, ignore_errors=True)
+        self.failures += 1
+        logger.error(
+            f"SAVING FAILED at step {snapshot.step} ({self.failures} in a row): {'; '.join(errors)}. Training goes "
+            "on, the checkpoints before are intact; free space or fix the folder before the run is needed"
+        )
 
-        self.save_weights(staging, weights)
-        save_file(random_states, str(staging / "rng.safetensors"))
-        (staging / "state.json").write_text(json.dumps({"step": step} | state, indent=1), encoding="utf-8")
+    def _of_all(self, errors: list[str]) -> list[str]:
+        """The errors of all ranks, with the rank's number, on every rank."""
+        everyone = gather_values(errors, self._group)
+        return [f"rank {number}: {error}" for number, found in enumerate(everyone) for error in found]
+
+    def _write_whole(self, snapshot: Snapshot) -> None:
+        staging = snapshot.staging
+        self.save_weights(staging, snapshot.weights)
+        save_file(snapshot.random_states, str(staging / "rng.safetensors"))
+        state = {"step": snapshot.step} | snapshot.state
+        (staging / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (staging / "config.yaml").write_text(self.config_text, encoding="utf-8")
 
-    def _publish(self, staging: Path, step: int, best_step: int | None) -> None:
+    def _publish(self, snapshot: Snapshot) -> None:
+        staging, step, best_step = snapshot.staging, snapshot.step, snapshot.best_step
         seal(staging, {"step": step, "num_ranks": world_size(), "torch": torch.__version__})
+        self.check_ownership()
         final = staging.with_name(checkpoint_name(step))
         if final.exists():  # a damaged one of the same step that the restart passed over
             remove_checkpoint(final)
@@ -168,20 +223,11 @@ class Saver:
             remove_checkpoint(folders[step])
 
 
-def _errors_of_all(action: Callable[[], None]) -> list[str]:
-    """Run `action` on rank 0; its write errors, the same list on every rank. Other errors are raised."""
-    errors = []
+def _errors_of(action: Callable[[], None]) -> list[str]:
+    """Run `action` on rank 0; its error, of whatever kind, since nobody could catch it in a thread."""
     if is_main():
         try:
             action()
         except Exception as error:
-            # safetensors reports a full disk as an exception of its own.
-            if not isinstance(error, OSError | RuntimeError) and type(error).__name__ != "SafetensorError":
-                raise
-            errors.append(write_error(error))
-    return _of_all(errors)
-
-
-def _of_all(errors: list[str]) -> list[str]:
-    """The errors of all ranks, with the rank's number, on every rank."""
-    return [f"rank {number}: {error}" for number, found in enumerate(gather_values(errors)) for error in found]
+            return [write_error(error)]
+    return []

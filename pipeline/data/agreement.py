@@ -24,7 +24,7 @@ class Agreement:
     def __init__(self, world_size: int) -> None:
         self._group: Any = None
         if world_size > 1 and dist.is_initialized() and dist.world_size() == world_size:
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = dist.host_group()
 
     def share(self, bad: Sequence[BadSample], failure: str | None) -> list[BadSample]:
         """Every rank's bad samples in rank order. Raises RunError on all ranks when one has a failure."""

@@ -207,17 +207,17 @@ def training_with_full_disk(argv: list[str], full_on_rank: int, full_at_step: in
     import resource
     from unittest import mock
 
-    from pipeline.checkpoint.save import Saver
+    from pipeline.checkpoint.save import Saver, Snapshot
     from pipeline.train import main
 
     true_write = Saver._write
 
-    def write(self: Saver, engine: Engine, staging: Any, step: int, state: Any) -> list[str]:
+    def write(self: Saver, snapshot: Snapshot) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if rank() == full_on_rank and step == full_at_step:
+        if rank() == full_on_rank and snapshot.step == full_at_step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
         try:
-            return true_write(self, engine, staging, step, state)
+            true_write(self, snapshot)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
