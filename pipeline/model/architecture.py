@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from pipeline.config import Section
 from pipeline.errors import InputError
 from pipeline.model.config import ModelConfig
+from pipeline.model.library import import_open_clip
 
 # OpenAI's pixel statistics; a pre-trained tag of open_clip may bring its own.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -95,7 +96,7 @@ def _read_by_name(name: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise InputError(f"model file {name} must hold an object with embed_dim, vision_cfg and text_cfg")
         return content
-    import open_clip
+    open_clip = import_open_clip()
 
     known = open_clip.get_model_config(openclip_name(name))
     if known is None:

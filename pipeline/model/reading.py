@@ -23,6 +23,7 @@ from pipeline.model import hugging_face
 from pipeline.model.architecture import Architecture, read_architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING, Format, State, detect_format, to_ours
+from pipeline.model.library import import_open_clip
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
@@ -80,7 +81,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 def identify_official(state: State, path: str | Path) -> ModelConfig | None:
     """The quick-GELU ViT of open_clip with these shapes; no tensor tells the number of heads of another."""
-    import open_clip
+    open_clip = import_open_clip()
 
     needed = {
         "visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text.token_embedding.weight",

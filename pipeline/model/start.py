@@ -13,6 +13,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.model.architecture import Architecture, openclip_name, read_architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import State, to_ours
+from pipeline.model.library import import_open_clip
 from pipeline.model.reading import read_weights
 
 
@@ -28,6 +29,7 @@ def start_state(config: ModelConfig) -> tuple[State, Architecture]:
 
 
 def _random_state(architecture: Architecture) -> State:
+    import_open_clip()
     from open_clip.model import CLIP
 
     model = CLIP(
@@ -47,7 +49,7 @@ def _state_from_path(path: Path, name: str, architecture: Architecture) -> State
 
 
 def _state_from_tag(name: str, tag: str, architecture: Architecture) -> tuple[State, Architecture]:
-    import open_clip
+    open_clip = import_open_clip()
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     name = openclip_name(name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.model.architecture import Architecture
+from pipeline.model.library import import_open_clip
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Tokenizer:
 
 @lru_cache(maxsize=2)
 def _tables(hf_name: str | None, options: tuple[tuple[str, Any], ...]) -> Any:
+    import_open_clip()
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     return SimpleTokenizer(**dict(options)) if hf_name is None else HFTokenizer(hf_name, **dict(options))

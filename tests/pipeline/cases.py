@@ -1,6 +1,7 @@
 """What ranks do in tests. Every function here runs on all ranks of a `RankPool`."""
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -42,10 +43,9 @@ def whole_gradients(engine: Engine) -> dict[str, Tensor]:
     return found
 
 
-def gradient_case(stage: int, micro_batches: int, loss: str, num_clips: int, patch_dropout: float = 0.0) -> Any:
-    """Loss, gradients and gradient norm of one global batch."""
-    torch.manual_seed(5)
-    model = make_model(patch_dropout=patch_dropout)
+def gradient_case(stage: int, micro_batches: int, loss: str, num_clips: int, **changes: Any) -> Any:
+    """Loss, gradients and gradient norm of one global batch; `changes` are the model's."""
+    model = make_model(**changes)
     engine = make_engine(stage, model, OptimConfig(clip_norm=0))
     engine.train()
     batch = make_batch(num_clips, rank=rank(), world_size=world_size())
@@ -108,6 +108,61 @@ def masters_case(stage: int) -> bool:
     return same
 
 
+def thinned_case(stage: int, micro_batches: int) -> Any:
+    """The gradient of a model that drops patches at random, in exact parts, from a given random state."""
+    engine = make_engine(stage, make_model(patch_dropout=0.5), OptimConfig(clip_norm=0))
+    engine.train()
+    batch, objective = make_batch(8, rank=rank(), world_size=world_size()), Objective(LossConfig(name="vsc_fc"))
+    torch.manual_seed(5)
+    value, _ = backward_batch(engine, objective, batch, micro_batches=micro_batches, accumulation="exact")
+    drawn = torch.rand(1).item()
+    gradients = whole_gradients(engine)
+    close(engine)
+    return value.item(), gradients, drawn
+
+
+def steps_case(stage: int, passthrough: dict[str, Any], settings: dict[str, Any]) -> tuple[list[float], Any]:
+    """Losses and norms of three steps, the second in two parts, and the weights after them."""
+    from unittest import mock
+
+    import deepspeed
+
+    # The default backend would spend minutes in a C++ compiler; this one traces and differentiates the same graphs.
+    compiled = functools.partialmethod(deepspeed.DeepSpeedEngine.compile, backend="aot_eager")
+    with mock.patch.object(deepspeed.DeepSpeedEngine, "compile", compiled):
+        engine = make_engine(stage, make_model(), OptimConfig(lr=1e-2, clip_norm=1.0), passthrough, **settings)
+    engine.train()
+    objective, found = Objective(LossConfig(name="vsc_fc")), []
+    for seed in range(3):
+        batch = make_batch(8, seed, rank(), world_size())
+        parts = 1 + seed % 2
+        value, _ = backward_batch(engine, objective, batch, micro_batches=parts, accumulation="exact")
+        found += [value.item(), engine.gradient_norm()]
+        engine.step()
+    weights = engine.whole_weights()
+    close(engine)
+    return found, weights
+
+
+def groups_case(argv: list[str]) -> list[dict[str, Any]]:
+    """The optimizer's groups of a run as they are once it has resumed, without their parameters."""
+    from unittest import mock
+
+    from pipeline import train
+    from pipeline.trainer import Run
+
+    seen: list[dict[str, Any]] = []
+
+    def look(run: Run) -> str:
+        kept = ("name", "weight_decay", "lr_multiplier", "betas", "eps", "clamp")
+        seen.extend({key: group[key] for key in kept} for group in run.engine.base_optimizer.param_groups)
+        return "stopped"
+
+    with mock.patch.object(train, "train", look):
+        assert train.main(argv) == 0
+    return seen
+
+
 def clamp_case(stage: int) -> dict[str, Any]:
     """Push the logit scale past ln 200 and below 0; what the master, the module and the saved weights hold then."""
     from deepspeed.utils import safe_get_full_fp32_param
@@ -159,7 +214,9 @@ def trajectory_case(stage: int) -> list[dict[str, float]]:
     engine = make_engine(stage, CLIPViP.from_config(golden.config()), optim)
     engine.train()
     inputs = load_file(str(golden.FOLDER / "inputs.safetensors"))
-    present = torch.ones(len(inputs["video_BTCHW"]), dtype=torch.bool)
+    share = len(inputs["video_BTCHW"]) // world_size()
+    inputs = {name: tensor[rank() * share :][:share] for name, tensor in inputs.items()}
+    present = torch.ones(share, dtype=torch.bool)
     objective = Objective(LossConfig(name="vsc_fc"))
     rows = []
     for step in range(1, recipe["steps"] + 1):
@@ -222,4 +279,43 @@ def training_with_full_disk(argv: list[str], full_on_rank: int, full_at_step: in
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     with mock.patch.object(Saver, "_write", write):
+        return main(argv)
+
+
+def training_with_slow_disk(argv: list[str], steps_later: int) -> int:
+    """A run whose every write waits until training is so many steps further, or at its end."""
+    import threading
+    from unittest import mock
+
+    from pipeline.checkpoint.save import Saver, Snapshot
+    from pipeline.meters import StepClock
+    from pipeline.train import main
+
+    true_write, true_settle, true_stop = Saver._write, Saver.settle, StepClock.stop
+    steps, moved = [0], threading.Condition()
+
+    def advance(by: float) -> None:
+        with moved:
+            steps[0] += by
+            moved.notify_all()
+
+    def stop(self: StepClock) -> None:
+        true_stop(self)
+        advance(1)
+
+    def settle(self: Saver) -> None:
+        advance(float("inf"))
+        true_settle(self)
+        steps[0] = 0
+
+    def write(self: Saver, snapshot: Snapshot) -> None:
+        with moved:
+            assert moved.wait_for(lambda: steps[0] >= steps_later, timeout=60)
+        true_write(self, snapshot)
+
+    with (
+        mock.patch.object(Saver, "_write", write),
+        mock.patch.object(Saver, "settle", settle),
+        mock.patch.object(StepClock, "stop", stop),
+    ):
         return main(argv)

@@ -10,6 +10,7 @@ A case is a function of an importable module. What it raises, rank by rank, is r
 
 import multiprocessing
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,7 +53,7 @@ class RankPool:
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(CASE_LIMIT_S):
                 self.close()
-                raise TimeoutError(f"rank {rank} did not answer within {CASE_LIMIT_S} s in {case.__name__}{arguments}")
+                raise TimeoutError(f"rank {rank} did not answer within {CASE_LIMIT_S} s in {case}{arguments}")
             error, result = pipe.recv()
             results.append(result)
             if error:
@@ -100,6 +101,18 @@ def start_training(argv: list[str], output: Path, environment: dict[str, str] | 
     process: BaseProcess = _context().Process(target=_train, args=(argv, str(output), environment or {}))
     process.start()
     return process
+
+
+def start_ranks(argv: list[str], folder: Path, world_size: int) -> list[BaseProcess]:
+    """The same with `world_size` ranks, each a process of its own; rank n says what it says in `folder`/out{n}.txt."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start_training(argv, folder / f"out{rank}.txt", common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world_size)
+    ]
 
 
 def _train(argv: list[str], output: str, environment: dict[str, str]) -> None:

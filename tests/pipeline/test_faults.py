@@ -1,17 +1,32 @@
 """A NaN, a full disk, a folder that cannot be written, a dead rank: one readable cause, and nothing good is lost."""
 
+import contextlib
 import json
 import os
-import socket
+import random
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.checkpoint.folder import list_checkpoints, newest_intact
+from pipeline.checkpoint.folder import find_damage, list_checkpoints, newest_intact
 from pipeline.log import read_metrics
 from tests.pipeline import cases
-from tests.pipeline.ranks import start_training
-from tests.pipeline.test_train import losses, pools, shards, train, wait_until, weights  # noqa: F401 - fixtures
+from tests.pipeline.ranks import start_ranks, start_training
+from tests.pipeline.test_train import (  # noqa: F401 - fixtures
+    assert_bitwise_equal,
+    losses,
+    pools,
+    shards,
+    train,
+    uninterrupted,
+    wait_until,
+    weights,
+)
 from tests.pipeline.tiny import write_config
 
 pytestmark = pytest.mark.heavy
@@ -52,6 +67,94 @@ def test_a_full_disk_on_one_rank_costs_one_checkpoint(shards, pools, tmp_path, r
     assert len(losses(run)) == 12
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
+    """A file system of its own of this size; needs the right to mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_without_room_for_the_next_checkpoint_keeps_the_one_before(shards, pools, tmp_path):  # noqa: F811
+    """A checkpoint takes 6 MB: one fits, the next does not, and with the disk emptied a save works again."""
+    with small_disk(tmp_path / "disk", 10) as disk:
+        config = write_config(tmp_path, shards, runs_dir=str(disk))
+        train(pools(2), config, "engine.zero_stage=1", "stop_at_step=10")
+        run = disk / "run"
+        log = (run / "logs/rank_00000.log").read_text()
+        for step, times in ((8, 1), (10, 2)):
+            assert f"SAVING FAILED at step {step} ({times} in a row): rank" in log
+        assert "No space left on device" in log
+        assert newest_intact(run) == (run / "checkpoints/step_00000004", [])
+        assert len(losses(run)) == 10
+        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        train(pools(2), config, "engine.zero_stage=1")
+        assert newest_intact(run) == (run / "checkpoints/step_00000012", [])
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(uninterrupted, shards, pools, tmp_path):  # noqa: F811
+    """The files of a real checkpoint, one after the other: truncated or with a flipped bit; then the run goes on."""
+    config = write_config(tmp_path, shards)
+    train(pools(1), config, "stop_at_step=9")
+    run, draw = tmp_path / "runs/run", random.Random(0)
+    newest = run / "checkpoints/step_00000009"
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.name != "COMPLETE.json"]
+    assert len(files) >= 6
+    for path in files:
+        content = path.read_bytes()
+        for truncated in (True, False):
+            place = draw.randrange(len(content))
+            changed = content[:place] if truncated else _flipped(content, place)
+            path.write_bytes(changed)
+            assert path.name in (find_damage(newest) or "")
+        if path != files[-1]:
+            path.write_bytes(content)
+    train(pools(1), config)
+    assert f"passed over: {newest}: {files[-1].relative_to(newest)}" in (run / "logs/rank_00000.log").read_text()
+    assert_bitwise_equal(run, uninterrupted)
+
+
+def _flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_training_does_not_wait_for_the_disk_and_a_checkpoint_is_of_its_own_step(shards, pools, tmp_path, stage):  # noqa: F811
+    """Every file of step 4 is written after step 7; going on from it repeats steps 5 to 12 to the last bit."""
+    config = write_config(tmp_path, shards, steps=7, engine={"zero_stage": stage})
+    assert pools(2).run(cases.training_with_slow_disk, [str(config)], 3) == [0, 0]
+    run = tmp_path / "runs/run"
+    assert [path.name for path in list_checkpoints(run)] == ["step_00000004", "step_00000007"]
+    shutil.copytree(run, tmp_path / "runs/once")
+    shutil.rmtree(run / "checkpoints/step_00000007")
+    (run / "COMPLETE").unlink()
+    train(pools(2), config)
+    assert_bitwise_equal(run, tmp_path / "runs/once")
+
+
+def test_a_killed_run_leaves_nothing_outside_its_folder(shards, tmp_path):  # noqa: F811
+    """Trainer and data workers end at once; the temporary folder and /dev/shm are as before."""
+    config = write_config(tmp_path, shards, steps=10_000, data={"num_workers": 2}, checkpoint={"every_steps": 1})
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    before = set(Path("/dev/shm").iterdir())
+    process = start_training([str(config)], tmp_path / "out.txt", {"TMPDIR": str(temporary)})
+    wait_until(lambda: len(read_metrics(tmp_path / "runs/run/metrics.jsonl")) > 2, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 3, "the server of the workers and two workers"
+    process.kill()
+    process.join()
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert not list(temporary.iterdir())
+    pids = [str(process.pid), *(str(one.pid) for one in family)]
+    assert not [p for p in set(Path("/dev/shm").iterdir()) - before if any(pid in p.name for pid in pids)]
+
+
 @pytest.mark.parametrize("place", ["a file", "/proc"])
 def test_a_folder_that_cannot_be_written_is_wrong_input(shards, tmp_path, place):  # noqa: F811
     (tmp_path / "a file").write_text("")
@@ -89,18 +192,7 @@ def test_a_run_that_was_taken_over_stops_without_writing(shards, tmp_path):  # n
 
 def test_a_dead_rank_ends_the_others(shards, tmp_path):  # noqa: F811
     config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        start_training(
-            [str(config), "engine.collective_timeout_s=30"],
-            tmp_path / f"out{number}.txt",
-            common | {"RANK": str(number), "LOCAL_RANK": str(number)},
-        )
-        for number in range(2)
-    ]
+    ranks = start_ranks([str(config), "engine.collective_timeout_s=30"], tmp_path, 2)
     wait_until(lambda: len(read_metrics(tmp_path / "runs/run/metrics.jsonl")) > 2, ranks[0])
     ranks[1].kill()
     killed = time.monotonic()

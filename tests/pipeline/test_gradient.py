@@ -1,7 +1,9 @@
 """W ranks under any ZeRO stage, in one pass or in exact parts, give the one-process gradient of the whole batch."""
 
+import functools
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +65,36 @@ def test_gradient_equals_one_process_everywhere(any_pool, references, stage, par
     check(any_pool, references, stage, parts, loss)
 
 
-def check(pool: RankPool, references: dict, stage: int, parts: int, loss: str) -> None:
-    value, gradients, norm = pool.run(cases.gradient_case, stage, parts, loss, NUM_CLIPS)[0]
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_activation_checkpointing_leaves_the_gradient_as_it_is(small_pool, references, stage):
+    check(small_pool, references, stage, 1 + stage % 2, "vsc_fc", checkpoint_activations=True)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("small_pool", [1], indirect=True)
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_exact_parts_repeat_the_random_draws(small_pool, stage):
+    """One process with graphs of all parts at once, each part drawn after the one before, is what it must equal."""
+    model, batch, objective = make_model(patch_dropout=0.5).train(), make_batch(8), Objective(LossConfig(name="vsc_fc"))
+    torch.manual_seed(5)
+    parts = [model(**{k: v[rows] for k, v in objective.inputs(batch).items()}) for rows in row_slices(8, 3)]
+    features = [torch.cat(pieces) for pieces in list(zip(*parts, strict=True))[:4]]
+    scale = torch.stack([part.logit_scale for part in parts]).mean(0)
+    value, _ = objective((*features, scale), batch.has_subtitle_B, batch.has_caption_B)
+    value.backward()
+    ((found, gradients, drawn),) = small_pool.run(cases.thinned_case, stage, 3)
+    assert found == pytest.approx(value.item(), rel=1e-6)
+    assert drawn == torch.rand(1).item(), "the random state goes on behind the last part"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            error = (gradients[name].view_as(parameter) - parameter.grad).norm()
+            assert error <= 1e-5 * parameter.grad.norm() + 1e-6, name
+
+
+def check(pool: RankPool, references: dict, stage: int, parts: int, loss: str, **changes: Any) -> None:
+    case = functools.partial(cases.gradient_case, stage, parts, loss, NUM_CLIPS, **changes)
+    value, gradients, norm = pool.run(case)[0]
     expected_value, expected = references[loss]
     total = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
     assert value == pytest.approx(expected_value, rel=1e-5)

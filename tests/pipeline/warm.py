@@ -9,8 +9,10 @@ from pipeline.log import quiet
 
 with quiet():
     import deepspeed  # noqa: F401
-    import open_clip.tokenizer  # noqa: F401
     import torch._dynamo  # noqa: F401 - the first optimizer step would import it
 
     import pipeline.train  # noqa: F401
     import tests.pipeline.cases  # noqa: F401
+    from pipeline.model.library import import_open_clip
+
+    import_open_clip()
