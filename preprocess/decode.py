@@ -23,6 +23,7 @@ import ffmpeg
 
 from pipeline.data.format import Reason
 from preprocess.clips import ClipsConfig
+from preprocess.colours import shape
 from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.limits import LimitsConfig
 from preprocess.probe import Probe
@@ -88,7 +89,7 @@ def decode_command(
     if last < OPEN_END:
         frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
-    frames = scale(frames, probe, clips)
+    frames = shape(frames, probe, clips)
     codec: dict[str, Any] = (
         {"vcodec": "mjpeg", "q:v": clips.quality} if clips.codec == "mjpeg" else {"vcodec": "rawvideo"}
     )
@@ -104,28 +105,6 @@ def decode_command(
     )
     arguments = ("-nostdin", "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1")
     return list(output.global_args(*arguments).compile(cmd=find_ffmpeg()))
-
-
-def scale(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsConfig) -> "ffmpeg.nodes.FilterableStream":
-    """Scale to the delivered size and convert to BT.601; full range for JPEGs, which every decoder takes them to be."""
-    jpeg = clips.codec == "mjpeg"
-    side = clips.size_px
-    if clips.resize == "squash":
-        size = {"w": str(side), "h": str(side)}
-    else:
-        size = {"w": f"if(gte(iw,ih),-2,{side})", "h": f"if(gte(iw,ih),{side},-2)"}
-    frames = frames.filter(
-        "scale",
-        **size,
-        flags="bicubic+accurate_rnd+bitexact",
-        in_color_matrix=probe.matrix,
-        in_range="pc" if probe.full_range else "tv",
-        out_color_matrix="bt601",
-        out_range="pc" if jpeg else "tv",
-    )
-    if clips.resize == "center_crop":
-        frames = frames.filter("crop", side, side)
-    return frames.filter("setsar", 1).filter("format", "yuvj420p" if jpeg else "yuv420p")
 
 
 class _LimitedProcess:
