@@ -21,6 +21,8 @@ from preprocess.plan import Plan
 from preprocess.planning import make_plan
 
 CLIPS_PER_VIDEO = 30
+_MAX_LINKS = 60_000
+"""ext4 gives a file at most 65,000 names."""
 
 
 def write_metadata(folder: Path, num_videos: int, num_parts: int = 11) -> None:
@@ -43,20 +45,20 @@ def write_shards(output: Path, plan: Plan) -> None:
     """One sidecar and one failures file, linked under the name of every shard."""
     for name in ("shards", "failures"):
         (output / name).mkdir(exist_ok=True)
-    made: dict[int, Path] = {}
+    made: dict[tuple[int, int], Path] = {}
     for number in range(plan.num_shards):
-        count, name = plan.num_clips(number), Path(plan.name(number)).name
-        if count not in made:
-            made[count] = output / f"sidecar_{count}"
+        count, copy, name = plan.num_clips(number), number // _MAX_LINKS, Path(plan.name(number)).name
+        if (count, copy) not in made:
+            made[count, copy] = output / f"sidecar_{count}_{copy}"
             row = {"offset": 0, "size": 400_000, "media_ext": "mp4", "num_frames": 40, "duration_s": 13.3}
             row |= {"subtitle_chars": 170, "caption_chars": 45}
             rows = [row | {"key": f"{n:011x}+1", "clip_id": f"{n:011x}.1.mp4"} for n in range(count)]
             facts = {"num_samples": count, "num_failures": 0, "shard_bytes": count * 400_000, "shard_sha256": "0" * 64}
-            write_sidecar(made[count], rows, facts)
-            with FailureTable(output / f"failures_{count}", shard="x"):
+            write_sidecar(made[count, copy], rows, facts)
+            with FailureTable(output / f"failures_{count}_{copy}", shard="x"):
                 pass
-        os.link(made[count], output / "shards" / f"{name}.parquet")
-        os.link(output / f"failures_{count}", output / "failures" / f"{name}.parquet")
+        os.link(made[count, copy], output / "shards" / f"{name}.parquet")
+        os.link(output / f"failures_{count}_{copy}", output / "failures" / f"{name}.parquet")
 
 
 def _cost(started: float, cpu: float) -> str:

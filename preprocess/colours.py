@@ -2,9 +2,9 @@
 
     frames = shape(frames, probe, clips)        # a filter chain; JPEGs are BT.601 full range, H.264 is BT.601 limited
 
-swscale alone errs by up to 6 levels of RGB here: it drops chroma bits on its way through RGB unless told otherwise, and
-its own range conversion rounds chroma down in newer versions. So the range goes through a table at 16 bits instead,
-where value x of 8 bits is 256 x. What is left is the rounding of 8-bit YUV on both sides: 3 levels.
+`scale` only scales. Its own matrix conversion goes through RGB with half of the chroma bits and its range conversion
+rounds chroma down in newer versions: 6 levels of RGB together. `colorspace` does both in one step at the small size,
+in less time; what is left is the rounding of 8-bit YUV on both sides, 3 levels.
 """
 
 import ffmpeg
@@ -12,45 +12,41 @@ import ffmpeg
 from preprocess.clips import ClipsConfig
 from preprocess.probe import Probe
 
-_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
-_FULL = (0, 255, 255)
-_LIMITED = (16, 219, 224)
-"""Black, then the spans of luma and chroma, in 8-bit levels."""
+_FLAGS = "bicubic+accurate_rnd+bitexact"
+_BT601 = "smpte170m"
+_SPACES = {"bt601": _BT601, "bt2020": "bt2020ncl"}
+"""What `colorspace` calls matrices that `scale` calls otherwise."""
 
 
 def shape(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsConfig) -> "ffmpeg.nodes.FilterableStream":
     """Scale to the delivered size and convert the colours; full range for JPEGs, as every decoder takes them to be."""
-    full = clips.codec == "mjpeg"
     side = clips.size_px
     if clips.resize == "squash":
-        size = {"w": str(side), "h": str(side)}
+        frames = _scale(frames, probe.matrix, probe.full_range, w=str(side), h=str(side))
     else:
         size = {"w": f"if(gte(iw,ih),-2,{side})", "h": f"if(gte(iw,ih),{side},-2)"}
-    source_range = _range_word(probe.full_range)
-    frames = frames.filter(
-        "scale",
-        **size,
-        flags=_FLAGS,
-        in_color_matrix=probe.matrix,
-        in_range=source_range,
-        out_color_matrix="bt601",
-        out_range=source_range,
-    )
+        frames = _scale(frames, probe.matrix, probe.full_range, **size)
     if clips.resize == "center_crop":
         frames = frames.filter("crop", side, side)
-    if probe.full_range != full:
-        frames = _convert_range(frames, to_full=full)
-    return frames.filter("setsar", 1).filter("format", "yuvj420p" if full else "yuv420p")
+    to_full = clips.codec == "mjpeg"
+    space = _SPACES.get(probe.matrix, probe.matrix)
+    if space != _BT601 or probe.full_range != to_full:
+        # Primaries and transfer stay as they are: equal names on both sides say so.
+        same = {"iprimaries": "bt709", "primaries": "bt709", "itrc": "bt709", "trc": "bt709", "fast": 1}
+        ranges = {"irange": _range_word(probe.full_range), "range": _range_word(to_full)}
+        frames = frames.filter("format", "yuv444p")
+        frames = frames.filter("colorspace", ispace=space, space=_BT601, format="yuv444p", **ranges, **same)
+        frames = _scale(frames, "bt601", to_full)  # to half the chroma
+    return frames.filter("setsar", 1).filter("format", "yuvj420p" if to_full else "yuv420p")
 
 
-def _convert_range(frames: "ffmpeg.nodes.FilterableStream", to_full: bool) -> "ffmpeg.nodes.FilterableStream":
-    """Limited to full range or back, exact to half a level of 16 bits, then down to 8 bits."""
-    old, new = (_LIMITED, _FULL) if to_full else (_FULL, _LIMITED)
-    luma = f"clip(round((val-{256 * old[0]})*{new[1]}/{old[1]})+{256 * new[0]},0,65535)"
-    chroma = f"clip(round((val-32768)*{new[2]}/{old[2]})+32768,0,65535)"
-    word = _range_word(to_full)
-    frames = frames.filter("format", "yuv444p16le").filter("lutyuv", y=luma, u=chroma, v=chroma)
-    return frames.filter("setparams", range=word).filter("scale", flags=_FLAGS, in_range=word, out_range=word)
+def _scale(
+    frames: "ffmpeg.nodes.FilterableStream", matrix: str, full: bool, **size: str
+) -> "ffmpeg.nodes.FilterableStream":
+    """Scale and leave the colours alone."""
+    word = _range_word(full)
+    matrices = {"in_color_matrix": matrix, "out_color_matrix": matrix}
+    return frames.filter("scale", **size, flags=_FLAGS, in_range=word, out_range=word, **matrices)
 
 
 def _range_word(full: bool) -> str:

@@ -19,7 +19,8 @@ from preprocess.probe import probe_video
 from preprocess.records import Clip, Media
 
 LIMITS = LimitsConfig(time_s=60, memory_mb=2048)
-_WEIGHTS = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114)}
+_WEIGHTS = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114), "bt2020": (0.2627, 0.0593)}
+_TAGS = {"bt709": "bt709", "bt601": "smpte170m", "bt2020": "bt2020nc"}
 _PATCH_PX = 48
 """Three macroblocks: the middle one does not see its neighbours, whose chroma bleeds at the edges by design."""
 _MIDDLES = (slice(20, None, _PATCH_PX), slice(20, None, _PATCH_PX))
@@ -29,6 +30,7 @@ SOURCES = [
     ("bt601", False, 14, True),
     ("bt709", True, 14, True),
     ("bt601", True, 14, True),
+    ("bt2020", False, 14, True),
     ("bt601", False, 14, False),
     ("bt709", False, 16, False),
 ]
@@ -82,7 +84,7 @@ def write_source(path: Path, matrix: str, full: bool, num_rows: int, tagged: boo
     planes = to_yuv(reference, matrix, full)
     picture = planes[0].tobytes() + planes[1, ::2, ::2].tobytes() + planes[2, ::2, ::2].tobytes()
     shape = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{reference.shape[1]}x{reference.shape[0]}", "-r", "25"]
-    tags = ["-colorspace", "bt709" if matrix == "bt709" else "smpte170m", "-color_range", "pc" if full else "tv"]
+    tags = ["-colorspace", _TAGS[matrix], "-color_range", "pc" if full else "tv"]
     tags = tags if tagged else []
     command = [find_ffmpeg(), "-v", "error", *shape, *tags, "-i", "pipe:0", "-c:v", "libx264", "-qp", "0", *tags]
     subprocess.run([*command, str(path)], input=picture * 10, check=True)
