@@ -26,7 +26,7 @@ with quiet():
     from pipeline.data.stream import Stream
     from pipeline.dist import broadcast_value, is_initialized, is_main, rank, world_size
     from pipeline.engine import Engine, start_distributed
-    from pipeline.evaluation.retrieval import retrieve
+    from pipeline.evaluation.retrieval import check_set, retrieve
     from pipeline.examples import retrieval_examples
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
@@ -140,7 +140,9 @@ def on_main(action: Callable[[], Value]) -> Value | None:
 
 
 def claim_folder(config: TrainConfig) -> Ownership:
-    """Make or check the run folder and take it."""
+    """Make or check the run folder and take it, once the held-out sets are known to be there."""
+    for held_out in config.evaluation.sets:
+        check_set(held_out)
     prepare(config.run_folder, config)
     ownership = Ownership.claim(config.run_folder)
     remove_staging(config.run_folder)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.clips import ClipReader
-from pipeline.evaluation.ranking import on_grid
+from pipeline.evaluation.counting import on_grid
 from pipeline.evaluation.report import Report, console_table
 from pipeline.evaluation.rescoring import top_items
 from pipeline.evaluation.retrieval import Retrieval

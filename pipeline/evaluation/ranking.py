@@ -2,16 +2,13 @@
 
 Q queries, G gallery items, D feature size, P (query, positive) pairs.
 
-Features are rounded to multiples of 2**-26, below the resolution of float32. Every product is then a multiple of 2**-52
-and every partial sum of a dot product of unit vectors stays below 2, so float64 holds all of them exactly: a score has
-the same bits whatever the block size, the number of threads or ranks, or the device, and equal items tie exactly.
+    rank_positives(texts_QD, videos_GD, numbers_P, owner_P)  ->  Ranks  ->  ranks.by_rule("average") [Q]
 
-    on_grid(texts_QD), on_grid(videos_GD)  ->  rank_positives(...)  ->  Ranks  ->  ranks.by_rule("average") [Q]
-
-A query with several positives is ranked by its best one; its other positives do not count against it.
+A query with several positives is ranked by its best one; its other positives do not count against it. Scores are exact
+(`counting`), so ranks have the same bits for any block size, number of threads or ranks, and device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,19 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.evaluation.counting import BlockCounter, Counts, count_exactly, exact_scores, pair_scores
 from pipeline.evaluation.protocol import TieRule
 
 Rescore = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(scores, query numbers, gallery numbers), broadcast against each other -> new scores."""
 
-GRID = 2.0**26
-PAIRS_PER_CHUNK = 16_384
 CPU_BLOCK_SIZE, GPU_BLOCK_SIZE = 1024, 16_384
-"""On a CPU a block of 1,024 x 256 scores stays in the cache: counting it then costs little beside the product."""
-FILTER_MAX_DIM = 1024
-FILTER_MARGIN = 2.0**-13
-"""Twice the error of a dot product of 1,024 float32 numbers, for what casting the inputs and the score adds."""
-FILTER_MAX_SHARE = 0.01
+"""On a CPU a block of 256 x 1,024 scores stays in the cache: counting it then costs little beside the product."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +47,6 @@ class Ranks:
         return np.asarray(first + self.tied / (self.best + 1.0), dtype=np.float64)
 
 
-def on_grid(features: Tensor) -> Tensor:
-    """Unit-norm features as float64 multiples of 2**-26, whose dot products are exact."""
-    return torch.round(features.double() * GRID) / GRID
-
-
 @torch.no_grad()
 def rank_positives(
     queries_QD: Tensor,
@@ -71,79 +58,76 @@ def rank_positives(
     rescore: Rescore | None = None,
 ) -> Ranks:
     """Rank, for each query, its best positive among the gallery. Every query needs a pair; features of any dtype."""
-    num_queries, device = len(queries_QD), queries_QD.device
-    scores_P = pair_scores(queries_QD, gallery_GD, pair_queries_P, pair_items_P, rescore=rescore)
-    best_Q = torch.full((num_queries,), -torch.inf, dtype=torch.float64, device=device)
-    best_Q.scatter_reduce_(0, pair_queries_P, scores_P, reduce="amax")
-    shared_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
-    shared_Q.index_add_(0, pair_queries_P, (scores_P == best_Q[pair_queries_P]).long())
-    assert bool((shared_Q > 0).all()), "every query has a positive, and no score is NaN"
-
-    greater_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
-    equal_Q = torch.zeros(num_queries, dtype=torch.int64, device=device)
-    num_columns = block_size or (CPU_BLOCK_SIZE if device.type == "cpu" else GPU_BLOCK_SIZE)
-    for columns in torch.split(torch.arange(len(gallery_GD), device=device), num_columns):
-        for rows in torch.split(torch.arange(num_queries, device=device), max(1, num_columns // 4)):
-            block = queries_QD[rows[0] : rows[-1] + 1], gallery_GD[columns[0] : columns[-1] + 1]
-            if rescore is None:
-                counts = _count_by_filter(*block, best_Q[rows])
-            else:
-                scores_QG = rescore(_exact_scores(*block), rows[:, None], columns[None, :])
-                counts = _count(scores_QG, best_Q[rows])
-            greater_Q[rows] += counts[0]
-            equal_Q[rows] += counts[1]
+    scores_P = pair_scores(queries_QD, gallery_GD, pair_queries_P, pair_items_P)
+    if rescore is not None:
+        scores_P = rescore(scores_P, pair_queries_P, pair_items_P)
+    best_Q, shared_Q = best_positives(scores_P, pair_queries_P, len(queries_QD))
+    if rescore is None:
+        greater_Q, equal_Q = count_blocks(queries_QD, gallery_GD, best_Q, block_size=block_size)[0]
+    else:
+        greater_Q, equal_Q = _count_rescored(queries_QD, gallery_GD, best_Q, rescore, block_size)
     return Ranks(greater=_numpy(greater_Q), tied=_numpy(equal_Q - shared_Q), best=_numpy(shared_Q))
 
 
+def best_positives(scores_P: Tensor, pair_queries_P: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+    """Each query's highest score among its positives [Q], and how many of them share it [Q]."""
+    best_Q = torch.full((num_queries,), -torch.inf, dtype=torch.float64, device=scores_P.device)
+    best_Q.scatter_reduce_(0, pair_queries_P, scores_P, reduce="amax")
+    shared_Q = torch.zeros(num_queries, dtype=torch.int64, device=scores_P.device)
+    shared_Q.index_add_(0, pair_queries_P, (scores_P == best_Q[pair_queries_P]).long())
+    assert bool((shared_Q > 0).all()), "every query has a positive, and no score is NaN"
+    return best_Q, shared_Q
+
+
 @torch.no_grad()
-def pair_scores(
+def count_blocks(
     queries_QD: Tensor,
     gallery_GD: Tensor,
-    pair_queries_P: Tensor,
-    pair_items_P: Tensor,
+    best_Q: Tensor,
+    best_G: Tensor | None = None,
     *,
-    rescore: Rescore | None = None,
-) -> Tensor:
-    """The exact scores [P] of single (query, item) pairs: the bits that a block would give."""
-    scores = []
-    for rows, columns in zip(
-        torch.split(pair_queries_P, PAIRS_PER_CHUNK), torch.split(pair_items_P, PAIRS_PER_CHUNK), strict=True
-    ):
-        chunk = (on_grid(queries_QD[rows]) * on_grid(gallery_GD[columns])).sum(1)
-        scores.append(chunk if rescore is None else rescore(chunk, rows, columns))
-    return torch.cat(scores)
+    block_size: int | None = None,
+) -> tuple[Counts, Counts]:
+    """(greater, equal) of each query [Q], and of each item [G] where `best_G` is given (else zeros)."""
+    of_queries, of_items = _zeros(queries_QD), _zeros(gallery_GD)
+    counter = BlockCounter(queries_QD, gallery_GD, best_Q, best_G)
+    for rows, columns in _blocks(queries_QD, gallery_GD, block_size):
+        of_rows, of_columns = counter.count(rows, columns)
+        for total, part in zip(of_queries, of_rows, strict=True):
+            total[rows] += part
+        for total, part in zip(of_items, of_columns or (), strict=of_columns is not None):
+            total[columns] += part
+    return of_queries, of_items
 
 
-def _exact_scores(queries_QD: Tensor, gallery_GD: Tensor) -> Tensor:
-    return on_grid(queries_QD) @ on_grid(gallery_GD).T
+def _count_rescored(
+    queries_QD: Tensor, gallery_GD: Tensor, best_Q: Tensor, rescore: Rescore, block_size: int | None
+) -> Counts:
+    """(greater, equal) of each query [Q] among rescored scores: all of them are computed exactly."""
+    greater_Q, equal_Q = _zeros(queries_QD)
+    numbers_Q = torch.arange(len(queries_QD), device=queries_QD.device)
+    numbers_G = torch.arange(len(gallery_GD), device=queries_QD.device)
+    for rows, columns in _blocks(queries_QD, gallery_GD, block_size):
+        scores_QG = exact_scores(queries_QD[rows], gallery_GD[columns])
+        scores_QG = rescore(scores_QG, numbers_Q[rows, None], numbers_G[None, columns])
+        greater, equal = count_exactly(scores_QG, best_Q[rows, None], dim=1)
+        greater_Q[rows] += greater
+        equal_Q[rows] += equal
+    return greater_Q, equal_Q
 
 
-def _count(scores_QG: Tensor, best_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """How many scores of each row are above its best positive's, and how many equal it."""
-    return (scores_QG > best_Q[:, None]).sum(1), (scores_QG == best_Q[:, None]).sum(1)
+def _blocks(queries_QD: Tensor, gallery_GD: Tensor, block_size: int | None) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of every block, four times as wide as high."""
+    width = block_size or (CPU_BLOCK_SIZE if queries_QD.device.type == "cpu" else GPU_BLOCK_SIZE)
+    height = max(1, width // 4)
+    for left in range(0, len(gallery_GD), width):
+        for top in range(0, len(queries_QD), height):
+            yield slice(top, top + height), slice(left, left + width)
 
 
-def _count_by_filter(queries_QD: Tensor, gallery_GD: Tensor, best_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """`_count` of the exact scores, for the price of a float32 product.
-
-    float32 decides every score that is further from the best positive's than its rounding error can be; the few close
-    ones are computed exactly. Where they are not few (a collapsed model), the whole block is.
-    """
-    lengths = queries_QD.norm(dim=1).max() * gallery_GD.norm(dim=1).max()
-    # A float32 dot product is off by at most D * 2**-24 of the product of the lengths, in whatever order it is summed.
-    margin = FILTER_MARGIN * float(lengths)
-    if queries_QD.shape[1] > FILTER_MAX_DIM or torch.backends.cuda.matmul.allow_tf32:
-        return _count(_exact_scores(queries_QD, gallery_GD), best_Q)
-    gap_QG = (queries_QD.float() @ gallery_GD.float().T).sub_(best_Q.float()[:, None])
-    greater_Q = (gap_QG > margin).sum(1)
-    rows, columns = (gap_QG.abs_() <= margin).nonzero(as_tuple=True)
-    if len(rows) > FILTER_MAX_SHARE * gap_QG.numel():
-        return _count(_exact_scores(queries_QD, gallery_GD), best_Q)
-    if not len(rows):
-        return greater_Q, torch.zeros_like(greater_Q)
-    scores_P, best_P = pair_scores(queries_QD, gallery_GD, rows, columns), best_Q[rows]
-    equal_Q = torch.zeros_like(greater_Q).index_add_(0, rows, (scores_P == best_P).long())
-    return greater_Q.index_add_(0, rows, (scores_P > best_P).long()), equal_Q
+def _zeros(features: Tensor) -> Counts:
+    greater = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+    return greater, torch.zeros_like(greater)
 
 
 def _numpy(counts: Tensor) -> NDArray[np.int64]:

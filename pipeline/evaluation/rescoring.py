@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.ranking import Rescore, on_grid
+from pipeline.evaluation.counting import on_grid
+from pipeline.evaluation.ranking import Rescore
 
 RescoreMethod = Literal["dsl_official", "dsl", "qb_norm"]
 

@@ -11,26 +11,26 @@ All ranks take part and get the same answer; `encode` is the model or the engine
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.clips import ClipReader
-from pipeline.dist import gather_values, share_of
+from pipeline.dist import gather_values
 from pipeline.errors import RunError
+from pipeline.evaluation.counting import pair_scores
+from pipeline.evaluation.directions import query_features, rank_both_ways
 from pipeline.evaluation.encoding import (
     Encode,
     encode_batches,
     encode_parts,
     encode_texts,
     only_good,
-    rows_of_ranks,
     span_of_rank,
     tokenize_texts,
 )
 from pipeline.evaluation.metrics import recall_metrics
 from pipeline.evaluation.protocol import Questions, RetrievalSetConfig, read_questions, without_videos
-from pipeline.evaluation.ranking import Ranks, Rescore, pair_scores, rank_positives
+from pipeline.evaluation.ranking import Ranks
 from pipeline.model.clip_vip import Tokenize
 
 NAMED_MISSING = 5
@@ -57,7 +57,7 @@ class Retrieval:
     @property
     def queries_QD(self) -> Tensor:
         """Features of the queries."""
-        return self.texts_ND[torch.from_numpy(self.questions.text_of_query)]
+        return query_features(self.texts_ND, self.questions)
 
     @property
     def gallery_GD(self) -> Tensor:
@@ -120,6 +120,12 @@ def retrieve(
     return Retrieval(config, questions, len(asked.query_ids), missing, texts_ND, videos_VD, t2v, v2t)
 
 
+def check_set(config: RetrievalSetConfig) -> None:
+    """Raise where `retrieve` would for want of videos: cheap, so that a run fails before it trains, not after."""
+    clip_ids = read_questions(config).clip_ids
+    _check_missing(_not_in_shards(clip_ids, config), len(clip_ids), config)
+
+
 def encode_videos(
     encode: Encode,
     clip_ids: list[str],
@@ -130,11 +136,8 @@ def encode_videos(
 ) -> tuple[Tensor, dict[str, str]]:
     """Features of the videos that could be read, in the order of `clip_ids`; why the others could not. Collective."""
     num_frames = config.num_frames * config.clips_per_video
-    there = set(ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px).clip_ids)
-    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in there}
-    wanted = [clip_id for clip_id in clip_ids if clip_id in there]
-    if not wanted:
-        raise RunError(f"set {config.name}: none of its {len(clip_ids)} videos is in {config.shards}; check both paths")
+    missing = _not_in_shards(clip_ids, config)
+    wanted = [clip_id for clip_id in clip_ids if clip_id not in missing]
     reader = ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px, clip_ids=wanted)
     start, stop = span_of_rank(len(wanted), config.batch_size)
     bad_here: list[str] = []
@@ -150,54 +153,13 @@ def encode_videos(
     return features[torch.tensor([clip_id not in bad for clip_id in wanted])], missing
 
 
-def rank_both_ways(
-    texts_ND: Tensor,
-    videos_VD: Tensor,
-    questions: Questions,
-    *,
-    block_size: int | None,
-    device: torch.device | str = "cpu",
-    rescore: tuple[Rescore | None, Rescore | None] = (None, None),
-) -> tuple[Ranks, Ranks]:
-    """Ranks text to video [Q] and video to text [G]; `rescore` holds one function per direction. Collective."""
-    texts_QD = texts_ND[torch.from_numpy(questions.text_of_query)].to(device)
-    gallery_GD = videos_VD[: questions.num_gallery].to(device)
-    texts_P = torch.arange(len(texts_QD), device=device)
-    videos_P = torch.from_numpy(questions.video_of_query).to(device)
-    t2v = _rank_share(texts_QD, gallery_GD, texts_P, videos_P, block_size, rescore[0])
-    v2t = _rank_share(gallery_GD, texts_QD, videos_P, texts_P, block_size, rescore[1])
-    return t2v, v2t
-
-
-def _rank_share(
-    queries: Tensor,
-    gallery: Tensor,
-    pair_queries: Tensor,
-    pair_items: Tensor,
-    block_size: int | None,
-    rescore: Rescore | None,
-) -> Ranks:
-    """Rank this rank's share of the queries and gather all ranks' counts."""
-    mine = share_of(range(len(queries)))
-    counts = [np.zeros(0, dtype=np.int64)] * 3
-    if len(mine):
-        first, last = mine[0], mine[-1]
-        in_share = (pair_queries >= first) & (pair_queries <= last)
-        ranks = rank_positives(
-            queries[first : last + 1],
-            gallery,
-            pair_queries[in_share] - first,
-            pair_items[in_share],
-            block_size=block_size,
-            rescore=None if rescore is None else _shifted(rescore, first),
-        )
-        counts = [ranks.greater, ranks.tied, ranks.best]
-    greater, tied, best = rows_of_ranks(counts)
-    return Ranks(greater=greater, tied=tied, best=best)
-
-
-def _shifted(rescore: Rescore, first: int) -> Rescore:
-    return lambda scores, rows, columns: rescore(scores, rows + first, columns)
+def _not_in_shards(clip_ids: list[str], config: RetrievalSetConfig) -> dict[str, str]:
+    """clip_id -> why, of the videos that the shard set lacks. Raises RunError when it lacks all of them."""
+    there = set(ClipReader(config.shards, num_frames=1, image_size_px=1).clip_ids)
+    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in there}
+    if len(missing) == len(clip_ids):
+        raise RunError(f"set {config.name}: none of its {len(clip_ids)} videos is in {config.shards}; check both paths")
+    return missing
 
 
 def _check_missing(missing: dict[str, str], num_videos: int, config: RetrievalSetConfig) -> None:

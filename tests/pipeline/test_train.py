@@ -135,6 +135,19 @@ def test_wandb_offline_gets_lines_and_examples(shards, pools, tmp_path):
     assert table["data"][0][:4] == ["thing3 3", "v0.3.mp4", "Image", "v0.3.mp4"]
 
 
+def test_a_set_that_lacks_videos_is_refused_before_the_first_step(shards, tmp_path):
+    """Not after the last one, when the training is paid for."""
+    rows = [{"query_id": f"q{n}", "text": "thing", "clip_id": f"v0.{n}.mp4"} for n in (3, 999)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [{"name": "heldout", "shards": str(shards), "queries": str(tmp_path / "queries.jsonl")}]
+    config = write_config(tmp_path, shards, evaluation={"sets": sets})
+    process = start_training([str(config)], tmp_path / "out.txt")
+    process.join(120)
+    assert process.exitcode == 1
+    assert "1 of 2 videos cannot be used" in (tmp_path / "out.txt").read_text()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
     config = write_config(tmp_path, shards, steps=3)
     train(pools(1), config, "stop_at_step=2")

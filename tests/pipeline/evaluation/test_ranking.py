@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.evaluation.counting import on_grid, pair_scores
+from pipeline.evaluation.directions import rank_at_once
 from pipeline.evaluation.metrics import chance_metrics, recall_metrics
-from pipeline.evaluation.ranking import on_grid, pair_scores, rank_positives
+from pipeline.evaluation.ranking import rank_positives
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "metrics.json"
 
@@ -82,6 +84,33 @@ def test_equals_naive_ranking_with_ties_and_any_block(
     assert ranks.greater.tolist() == greater
     assert ranks.tied.tolist() == tied
     assert ranks.best.tolist() == best
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_videos=st.integers(1, 20),
+    captions=st.integers(1, 4),
+    copies=st.integers(1, 3),
+    spread=st.sampled_from([1.0, 1e-3, 1e-5, 0.0]),
+    block_size=st.integers(1, 40),
+    seed=st.integers(0, 10_000),
+)
+def test_one_pass_for_both_directions_equals_naive_ranking(
+    num_videos: int, captions: int, copies: int, spread: float, block_size: int, seed: int
+) -> None:
+    """Several captions a video, equal videos and texts, spaces from spread out to collapsed."""
+    centre, num_distinct = unit(1, 8, seed), -(-num_videos // copies)
+    videos = normalize(centre + spread * unit(num_distinct, 8, seed + 1), dim=-1).repeat(copies, 1)[:num_videos]
+    owner = torch.arange(num_videos).repeat_interleave(captions)
+    texts = normalize(centre + spread * unit(len(owner), 8, seed + 2), dim=-1)
+    texts[::3] = texts[0].clone()
+    scores = exact_scores(texts, videos)
+    expected_t2v = naive_ranks(scores, [{video} for video in owner.tolist()])
+    columns = [list(column) for column in zip(*scores, strict=True)]
+    expected_v2t = naive_ranks(columns, [set((owner == video).nonzero()[:, 0].tolist()) for video in range(num_videos)])
+    t2v, v2t = rank_at_once(texts, videos, owner, block_size)
+    assert (t2v.greater.tolist(), t2v.tied.tolist(), t2v.best.tolist()) == expected_t2v
+    assert (v2t.greater.tolist(), v2t.tied.tolist(), v2t.best.tolist()) == expected_v2t
 
 
 def test_scores_have_the_same_bits_in_every_block_and_thread_count() -> None:
