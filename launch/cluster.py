@@ -66,6 +66,8 @@ class ClusterConfig(Section):
     """Go on after a signal, a crash or a lost node, in the same job, as long as there is progress."""
     max_array_size: int | None = Field(default=None, ge=1)
     """Most tasks of one array; null: what `scontrol show config` says."""
+    runs_dir: Path = Path("runs")
+    """Where shard sets and evaluations keep what is about their jobs; a training run has a `runs_dir` of its own."""
     srun_args: list[str] = []
     """More arguments for srun, such as --mpi=none."""
     sbatch: dict[str, str | int | bool] = {}

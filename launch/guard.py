@@ -78,7 +78,7 @@ def decide(end: Ending) -> Decision:
         return Decision("left", "cancelled")
     cause = _cause(end, timed_out)
     if not end.may_requeue:
-        return Decision("stop", f"{cause}; requeue is off for this site, run the same command again to go on")
+        return Decision("stop", f"{cause}; it is not requeued, run the same command again to go on")
     if end.futile >= _patience(end):
         return Decision("stop", f"{cause}, and no progress since the last requeue: something must be put right first")
     return Decision("requeue", cause)

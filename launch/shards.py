@@ -9,9 +9,11 @@ not submitted.
 import argparse
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.cluster import ROOT, Resources
 from launch.job import Work
@@ -24,6 +26,9 @@ from launch.training import config_key
 from launch.wait import wait_for
 from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from preprocess.config import PreprocessConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class ShardPlan:
     config_text: str
     config_file: Path
     facts: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """What keeps the set from being planned: a finding of a dry run, else refused."""
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +57,6 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
 def plan_shards(options: Options) -> ShardPlan:
     """Check the config, plan the set, find what is missing."""
     from preprocess.config import PreprocessConfig
-    from preprocess.planning import make_plan
-    from preprocess.run import claim_folder, missing_shards
 
     os.chdir(ROOT)
     config = load_config(PreprocessConfig, options.config, options.overrides)
@@ -62,17 +67,14 @@ def plan_shards(options: Options) -> ShardPlan:
         raise InputError("--shards-per-task and --throttle are at least 1")
     resources = Resources(cpus_per_task=options.site.cpus_per_node)
     facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
-    # Made here, once, the plan is only opened by the tasks. It also refuses the folder of another config.
-    claim_folder(config)
-    max_line_bytes = config.limits.max_line_mb * 2**20
-    plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
-    count = max(min(options.nodes, plan.num_shards), math.ceil(plan.num_shards / per_task))
-    missing = missing_shards(plan, config)
+    lacking = missing_metadata(config, options.dry_run)
+    num_shards, missing = (0, []) if lacking else find_missing(config, options.dry_run)
+    count = max(min(options.nodes, num_shards), math.ceil(num_shards / per_task))
     indices = sorted({number % count for number in missing})
-    facts.append(f"{len(missing)} of {plan.num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
+    facts.append(f"{len(missing)} of {num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
 
     name = options.name or f"shards_{config.output.name}"
-    run_folder = (Path("runs") / name).resolve()
+    run_folder = (options.site.runs_dir / name).resolve()
     text = to_yaml(config.model_copy(update={"workers": config.workers or resources.cpus_per_task}))
     config_file = JobFolder(run_folder).path / f"config-{config_key(text)}.yaml"
     argvs = [(str(config_file), f"tasks.index={index}", f"tasks.count={count}") for index in indices]
@@ -93,7 +95,36 @@ def plan_shards(options: Options) -> ShardPlan:
         config_text=text,
         config_file=config_file,
         facts=tuple(facts),
+        missing=lacking,
     )
+
+
+def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ...]:
+    """Metadata files that are not there: an error, for a dry run a finding."""
+    from preprocess.metadata import find_files
+
+    try:
+        find_files(config.metadata.files)
+    except InputError as error:
+        if not dry_run:
+            raise
+        return (str(error),)
+    return ()
+
+
+def find_missing(config: "PreprocessConfig", dry_run: bool) -> tuple[int, list[int]]:
+    """Number of shards of the set, and those that are not written. A dry run leaves no plan in a new folder."""
+    from preprocess.planning import make_plan
+    from preprocess.run import claim_folder, missing_shards
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        is_trial = dry_run and not config.output.exists()
+        if not is_trial:
+            # Made here, once, the plan is only opened by the tasks. It also refuses the folder of another config.
+            claim_folder(config)
+        folder = Path(elsewhere) / "set" if is_trial else config.output
+        plan = make_plan(folder, config.metadata, config.shards, config.seed, config.limits.max_line_mb * 2**20)
+        return plan.num_shards, missing_shards(plan, config)
 
 
 def array_limit(options: Options) -> int:
@@ -130,6 +161,8 @@ def start_shards(plan: ShardPlan, options: Options) -> int:
         print("# resolved config\n" + plan.config_text)
         for job in (*plan.arrays, plan.merge) if options.cluster == "slurm" else ():
             print("# sbatch script\n" + batch_script(job, options.site, options.after))
+        for line in plan.missing:
+            print(f"missing  {line}")
         print("# nothing was submitted (--dry-run)")
         return 0
     write_shard_config(plan)

@@ -44,7 +44,7 @@ def plan_evaluation(options: Options, checkpoint: Path, to_come: tuple[Path, ...
     resources = training_resources(options.site, options.nodes)
     facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
     name = options.name or f"evaluate_{checkpoint.stem}"
-    run_folder = (Path("runs") / name).resolve()
+    run_folder = (options.site.runs_dir / name).resolve()
     text = to_yaml(config)
     config_file = JobFolder(run_folder).path / f"config-{config_key(text)}.yaml"
     argv = (str(checkpoint), str(config_file))

@@ -36,7 +36,7 @@ FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restart
             "requeue",
             "rank 3 on n2 failed: by zero",
         ),
-        ({"may_requeue": False}, "stop", "requeue is off"),
+        ({"may_requeue": False}, "stop", "not requeued"),
     ],
 )
 def test_decisions(change: dict[str, object], action: str, why: str) -> None:

@@ -8,6 +8,8 @@ import yaml
 
 from launch.options import make_parser, parse_options
 from launch.shards import ShardPlan, add_shard_options, plan_shards, share, split, start_shards
+from launch.slurm_shards import main
+from pipeline.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +104,18 @@ def test_dry_run_shows_every_script(plan, site_file: str, shards_file: str, caps
     assert shown.count("#SBATCH --array=") == 3
     assert "#SBATCH --array=0-2%1" in shown
     assert "shards_set_merge" in shown
+
+
+def test_dry_run_leaves_nothing_behind(
+    commands, site_file: str, shards_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands()
+    words = ["--site", site_file, "--config", shards_file, "--dry-run"]
+    assert main(words) == 0
+    assert "20 of 20 shards are missing" in capsys.readouterr().out
+    (tmp_path / "hdvila_part0.jsonl").unlink()
+    assert main(words) == 0
+    assert "missing  metadata.files: there is no file" in capsys.readouterr().out
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(InputError, match="there is no file"):
+        main(words[:-1])
