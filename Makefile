@@ -51,8 +51,8 @@ test-fast: $(READY)  ## the inner loop: under 2 minutes
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
 	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
 
-test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine
-	$(PYTEST) -m cluster $(ARGS)
+test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine; needs root, installs SLURM
+	$(PYTEST) -n $(JOBS) --dist worksteal -m cluster $(or $(ARGS),tests/cluster)
 
 test-gpu: $(READY)  ## first contact with a GPU: NCCL, ZeRO 0-3, bf16 and fp16, resume
 	$(PYTEST) -m gpu $(ARGS)

@@ -6,6 +6,8 @@ job_id = submit(job, site, after=["1234"])         # SLURM
 code = run_local(job, site)                        # waits
 """
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -87,11 +89,13 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
     executor = make_executor(job, site, code, after, condition)
     settings = TaskSettings(preflight=site.preflight, interface=site.interface)
     try:
-        if job.array:
-            works = [replace(job.work, argv=argv) for argv in job.array]
-            first = executor.map_array(run_work, works, [settings] * len(works))[0]
-        else:
-            first = executor.submit(run_work, job.work, settings)
+        # submitit prints what sbatch says; the error below says it once.
+        with contextlib.redirect_stderr(io.StringIO()):
+            if job.array:
+                works = [replace(job.work, argv=argv) for argv in job.array]
+                first = executor.map_array(run_work, works, [settings] * len(works))[0]
+            else:
+                first = executor.submit(run_work, job.work, settings)
     except (FailedSubmissionError, FailedJobError, subprocess.CalledProcessError, OSError) as error:
         reason = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         raise InputError(f"sbatch refused the job {job.name!r}: {reason}") from None

@@ -1,10 +1,15 @@
-"""One SLURM and one small corpus for all cluster tests; a skipped test is a failure here."""
+"""A SLURM for every worker of pytest-xdist, one small corpus for all; a skipped test is a failure here.
 
+The tests mostly wait (for a node to be taken for dead, for a requeue), so two workers side by side use the machine
+better than one. What is made once for all workers lies in a shared folder, under a lock.
+"""
+
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,49 +40,74 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 
 @pytest.fixture(scope="session")
-def scratch() -> Iterator[Path]:
-    """A folder with a short name: munge's socket lies below it, and such names have a length limit."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        yield Path(folder)
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    # Ranks start by the dozen; without kept byte code each of them compiles torch and DeepSpeed anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
+    return folder
+
+
+def once(shared: Path, name: str, make: Callable[[], object]) -> None:
+    """Let the first worker make something, and the others wait for it."""
+    with open(shared / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / f".{name}.done"
+        if not done.exists():
+            make()
+            done.touch()
 
 
 @pytest.fixture(scope="session")
-def cluster(scratch: Path) -> Iterator[Cluster]:
+def cluster(shared: Path) -> Iterator[Cluster]:
     """Eight nodes; the packages are installed when they are missing."""
-    subprocess.run(["bash", str(HERE / "install.sh")], check=True)
-    with Cluster(scratch / "cluster") as running:
+    once(shared, "install", lambda: subprocess.run(["bash", str(HERE / "install.sh")], check=True))
+    # A short name: munge's socket lies below it, and such names have a length limit.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder) / "cluster") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def corpus(scratch: Path) -> Path:
-    """A small sample corpus: raw videos and texts, no shards yet."""
-    return make_corpus(scratch)
+def corpus(shared: Path) -> Path:
+    """A small sample corpus, raw videos and texts, and the configs of all drills beside it."""
+    once(shared, "corpus", lambda: make_corpus(shared))
+    return shared
 
 
 @pytest.fixture
-def bench(cluster: Cluster, corpus: Path, scratch: Path) -> Iterator[Bench]:
+def bench(cluster: Cluster, corpus: Path) -> Iterator[Bench]:
     """Launchers that talk to the cluster; whatever a test leaves queued is cancelled."""
-    yield Bench(cluster, scratch)
+    yield Bench(cluster, corpus)
     cluster.cancel_all()
 
 
 @pytest.fixture(scope="session")
-def shards(cluster: Cluster, corpus: Path, scratch: Path) -> Path:
-    """The training and held-out shards, written by one process: what the array must equal byte for byte."""
-    bench = Bench(cluster, scratch)
-    for name in ("train", "heldout"):
-        bench.run_module("preprocess.run", bench.file(f"shards_{name}.yaml"))
-    return scratch / "shards"
+def shards(cluster: Cluster, corpus: Path) -> Path:
+    """The training and held-out shards, written by one process: what arrays must equal byte for byte."""
+    bench = Bench(cluster, corpus)
+
+    def make() -> None:
+        for name in ("train", "heldout"):
+            bench.run_module("preprocess.run", bench.file(f"shards_{name}.yaml"))
+
+    once(corpus, "shards", make)
+    return corpus / "shards"
 
 
 @pytest.fixture(scope="session")
-def reference(cluster: Cluster, shards: Path, scratch: Path) -> dict[int, float]:
+def reference(cluster: Cluster, shards: Path, corpus: Path) -> dict[int, float]:
     """{step: loss} of an undisturbed run on two nodes."""
-    bench = Bench(cluster, scratch)
-    done = bench.launch("slurm_pretrain.py", "--config", bench.file("pretrain.yaml"), "--nodes", "2", "--wait",
-                        "--name", "undisturbed")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    bench = Bench(cluster, corpus)
+
+    def make() -> None:
+        words = ["--config", bench.file("pretrain.yaml"), "--nodes", "2", "--name", "undisturbed"]
+        done = bench.launch("slurm_pretrain.py", *words, "--wait")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    once(corpus, "reference", make)
     return bench.losses("undisturbed")
 
 

@@ -8,7 +8,11 @@ bench.await_end(job, "requeue")
 
 import hashlib
 import json
+import os
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +51,7 @@ def configs(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "site.yaml": {
             "time": "30",
+            "runs_dir": str(folder / "runs"),
             "gpus_per_node": 0,
             "signal_lead_s": 20,
             "interface": "lo",
@@ -90,7 +95,7 @@ def configs(folder: Path) -> dict[str, Any]:
             "videos": {"templates": [str(sample / "videos" / "{video_id}.{ext}")]},
             "texts": {"subtitles": [str(sample / "subtitles.jsonl")], "captions": [str(sample / "captions_db")]},
             "clips": {"fps": 3, "size_px": 32, "quality": 2},
-            "shards": {"clips_per_shard": 10},
+            "shards": {"clips_per_shard": 20 if name == "train" else 8},
         }
     return found
 
@@ -108,6 +113,7 @@ class Bench:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster = cluster
         self.folder = folder
+        self._questions = cluster.folder / "questions"
 
     def file(self, name: str) -> str:
         """Path of a config of the drills."""
@@ -121,14 +127,26 @@ class Bench:
 
     def launch(self, launcher: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a launcher as a user does, from a directory that is not the checkout."""
+        self._questions.unlink(missing_ok=True)
         return subprocess.run(
             [sys.executable, str(ROOT / "launch" / launcher), "--site", self.file("site.yaml"), *words],
-            env=self.cluster.env,
+            env=self.cluster.env | listen(self.cluster.folder / "ears", self._questions),
             cwd=self.folder,
             text=True,
             capture_output=True,
             timeout=900,
         )
+
+    def questions(self) -> list[tuple[float, str]]:
+        """(time, command) of everything that the last launcher asked SLURM."""
+        lines = self._questions.read_text().splitlines() if self._questions.exists() else []
+        return [(float(line.split()[0]), line.split(" ", 1)[1]) for line in lines]
+
+    def queue(self, launcher: str, *words: str) -> list[str]:
+        """Run a launcher that must succeed; the ids of the jobs and arrays that it queued."""
+        done = self.launch(launcher, *words)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return re.findall(r"^queued (?:job|array) (\d+)", done.stdout, re.MULTILINE)
 
     def launch_status(self, name: str) -> str:
         """What status.py says about a run; nothing may reach stderr."""
@@ -137,22 +155,27 @@ class Bench:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return done.stdout
 
-    def pretrain(self, name: str, *words: str, nodes: int = 2, config: str = "pretrain.yaml") -> str:
+    def pretrain(self, name: str, *words: str, nodes: int = 2) -> str:
         """Queue a training run; returns the job id."""
-        done = self.launch(
-            "slurm_pretrain.py", "--config", self.file(config), "--nodes", str(nodes), "--name", name, *words
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.split("queued job ")[1].split(":")[0]
+        config = ["--config", self.file("pretrain.yaml"), "--nodes", str(nodes), "--name", name]
+        return self.queue("slurm_pretrain.py", *config, *words)[0]
 
     def await_step(self, name: str, step: int) -> None:
         """Wait until a run has logged `step`."""
         wait_until(lambda: self.last_step(name) >= step, 400, f"{name} reaches step {step}", interval_s=0.02)
 
-    def await_save(self, name: str) -> None:
-        """Wait until a run is writing a checkpoint."""
+    def hold_in_save(self, name: str, job: str) -> str:
+        """Stop rank 0 in the middle of the next save, seen by its half-written folder; returns that folder's name."""
+        pid = self.cluster.rank_pid(job)
+        assert pid is not None, f"job {job} has no rank 0 now: the fault would not land"
         folder = self.run_folder(name) / "checkpoints"
-        wait_until(lambda: any(folder.glob(".staging-*")), 400, f"{name} saves", interval_s=0.002)
+        while True:
+            wait_until(lambda: any(folder.glob(".staging-*")), 400, f"{name} saves", interval_s=0.001)
+            os.kill(pid, signal.SIGSTOP)
+            held = [path.name for path in folder.glob(".staging-*")]
+            if held:
+                return held[0]
+            os.kill(pid, signal.SIGCONT)  # the save was over before we were there
 
     def last_step(self, name: str) -> int:
         rows = self.rows(name)
@@ -176,6 +199,14 @@ class Bench:
         path = self.run_folder(name) / "jobs" / "events" / f"{job}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def endings(self, name: str, job: str) -> list[dict[str, Any]]:
+        """What the guard decided, each time the job ended."""
+        return [row for row in self.events(name, job) if row["event"] == "ended"]
+
+    def checkpoints(self, name: str) -> list[str]:
+        """Names of the complete checkpoints, oldest first."""
+        return sorted(path.parent.name for path in self.run_folder(name).glob("checkpoints/step_*/COMPLETE.json"))
+
     def await_end(self, job: str, name: str) -> None:
         """Wait until the job has left the cluster; it must have completed."""
         wait_until(lambda: self.cluster.state(job) in FINISHED, 600, f"job {job} ends", interval_s=1.0)
@@ -190,9 +221,20 @@ class Bench:
     def check_resumed(self, name: str, job: str, reference: dict[int, float]) -> None:
         """The run was disturbed, came back in the same job, and has the losses of the undisturbed run, bitwise."""
         starts = [row for row in self.events(name, job) if row["event"] == "started"]
-        assert len(starts) >= 2, f"the fault did not land: {self.explain(job, name)}"
+        assert len(starts) == 2, f"started {len(starts)} times for one fault: {self.explain(job, name)}"
         assert self.losses(name) == reference, "losses differ from the undisturbed run"
         assert (self.run_folder(name) / "COMPLETE").exists()
+
+
+def listen(folder: Path, log: Path) -> dict[str, str]:
+    """An environment in which what a launcher asks SLURM is written to `log`, and then asked."""
+    folder.mkdir(exist_ok=True)
+    for name in ("squeue", "sinfo", "scontrol", "sacct"):
+        real = shutil.which(name)
+        note = f'[ -n "$SLURM_JOB_ID" ] || echo "$EPOCHREALTIME {name} $*" >> {log}'
+        (folder / name).write_text(f'#!/bin/bash\n{note}\nexec {real} "$@"\n')
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def draw(name: str, low: int, high: int) -> int:

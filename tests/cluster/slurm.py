@@ -5,7 +5,8 @@
         cluster.squeue()      # {job id: state}
 
 Its waits are short, so that a lost node or a preemption takes seconds. There is no accounting. Everything listens on
-free ports and a private munge socket, so it meets neither a system SLURM nor a second test cluster.
+free ports and a private munge socket, and job ids begin elsewhere in every cluster, so it meets neither a system SLURM
+nor a second test cluster.
 """
 
 import os
@@ -25,6 +26,7 @@ CONFIG = """\
 ClusterName=drill
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
+FirstJobId={controller_port}000
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -47,7 +49,6 @@ PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobRequeue=1
-RequeueExit=
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=20
@@ -116,7 +117,7 @@ class Cluster:
             controller_parameters=self._controller_parameters,
             max_array_size=self._max_array_size,
         )
-        (self.folder / "slurm.conf").write_text(text.replace("RequeueExit=\n", ""))
+        (self.folder / "slurm.conf").write_text(text)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
@@ -188,8 +189,12 @@ class Cluster:
             self.run("scancel", "--signal=KILL", "--full", *ids, check=False)
         wait_until(lambda: self.nodes("idle") == self.num_nodes, 90, "all nodes are idle again", self.log("slurmctld"))
 
-    def rank_pid(self, job_id: str, rank: int) -> int | None:
-        """Pid of the task with number `rank` of a running job."""
+    def rank_pid(self, job_id: str, rank: int = 0) -> int | None:
+        """Pid of the task with number `rank` of a running job; of an array task by `<array id>_<index>`."""
+        array, _, index = job_id.partition("_")
+        wanted = {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": index} if index else {"SLURM_JOB_ID": job_id}
+        wanted |= {"SLURM_PROCID": str(rank), "SUBMITIT_EXECUTOR": "slurm"}
+        marks = {f"{name}={value}".encode() for name, value in wanted.items()}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -198,12 +203,11 @@ class Cluster:
                 argv = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            mine = {f"SLURM_JOB_ID={job_id}".encode(), f"SLURM_PROCID={rank}".encode(), b"SUBMITIT_EXECUTOR=slurm"}
-            if mine <= set(words) and b"submitit.core._submit" in argv and b"srun" not in argv.split(b"\0")[0]:
+            if marks <= set(words) and b"submitit.core._submit" in argv and b"srun" not in argv.split(b"\0")[0]:
                 return int(entry.name)
         return None
 
-    def kill_rank(self, job_id: str, rank: int) -> None:
+    def kill_rank(self, job_id: str, rank: int = 0) -> None:
         """SIGKILL one rank, as the kernel does when memory runs out."""
         pid = self.rank_pid(job_id, rank)
         assert pid is not None, f"job {job_id} has no rank {rank} now: the fault would not land"
@@ -237,8 +241,10 @@ FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_
 
 def free_port_range(count: int) -> int:
     """First of `count` consecutive free ports below the range that the kernel hands out."""
-    start = 20_000 + os.getpid() % 8_000
-    for first in range(start, 32_000 - count):
+    # In steps: two workers that look at the same time must not see the same ports free.
+    step = 20
+    assert count <= step
+    for first in range(20_000 + os.getpid() % 500 * step, 32_000 - count, step):
         sockets: list[socket.socket] = []
         try:
             for port in range(first, first + count):

@@ -10,6 +10,8 @@ import pytest
 from drill import NUM_STEPS, SAVE_EVERY, Bench, draw
 from slurm import Cluster, has_pending_signal, release, wait_until
 
+from launch.rendezvous import expand_nodes
+
 Losses = dict[int, float]
 
 
@@ -32,18 +34,22 @@ def test_rank_killed_before_the_first_checkpoint(bench: Bench, reference: Losses
     bench.cluster.kill_rank(job, rank=1)
     bench.await_end(job, "killed_early")
     bench.check_resumed("killed_early", job, reference)
-    ended = [row for row in bench.events("killed_early", job) if row["event"] == "ended"]
-    assert ended[0]["action"] == "requeue"
+    ended = bench.endings("killed_early", job)[0]
+    assert (ended["action"], ended["progress"]) == ("requeue", ""), "there was no checkpoint yet"
 
 
 def test_rank_killed_while_saving(bench: Bench, reference: Losses) -> None:
     job = bench.pretrain("killed_saving")
-    bench.await_step("killed_saving", SAVE_EVERY)
-    bench.await_step("killed_saving", 2 * SAVE_EVERY - 1)
-    bench.await_save("killed_saving")
-    bench.cluster.kill_rank(job, rank=0)
+    bench.await_step("killed_saving", draw("killed_saving", 1, 3) * SAVE_EVERY + 1)
+    saving = bench.hold_in_save("killed_saving", job)
+    complete = bench.checkpoints("killed_saving")
+    bench.cluster.kill_rank(job)
     bench.await_end(job, "killed_saving")
     bench.check_resumed("killed_saving", job, reference)
+    step = f"step_{saving.split('-')[1]}"
+    ended = bench.endings("killed_saving", job)[0]
+    assert step not in complete, "the save was not over when its rank was killed"
+    assert f" {complete[-1]}/" in ended["progress"], "the run went on from the checkpoint before"
 
 
 def test_time_limit(bench: Bench, reference: Losses) -> None:
@@ -71,12 +77,12 @@ def test_node_down(bench: Bench, reference: Losses) -> None:
     bench.await_step("node", strike_step("node"))
     # SLURM needs SlurmdTimeout to notice; the ranks of a dead node do nothing meanwhile.
     bench.cluster.hold_ranks(job, 2)
-    node = bench.cluster.job(job)["NodeList"].removeprefix("n[").rstrip("]").replace(",", "-").split("-")[1]
-    bench.cluster.kill_node(f"n{node}")
+    node = list(expand_nodes(bench.cluster.job(job)["NodeList"]))[1]
+    bench.cluster.kill_node(node)
     try:
         wait_until(lambda: bench.cluster.job(job)["Restarts"] == "1", 120, "SLURM takes the node for dead")
     finally:
-        bench.cluster.start_node(f"n{node}")
+        bench.cluster.start_node(node)
     bench.await_end(job, "node")
     bench.check_resumed("node", job, reference)
 
@@ -98,9 +104,9 @@ def preempt(bench: Bench, name: str, reference: Losses) -> None:
 
 def check_saved(bench: Bench, name: str, job: str) -> None:
     """The first incarnation saved when it was told to, beyond its last regular checkpoint."""
-    ended = [row for row in bench.events(name, job) if row["event"] == "ended"]
-    assert ended[0]["why"] == "stopped by a signal, state saved", bench.explain(job, name)
-    step = int(ended[0]["progress"].split("step_")[1].split("/")[0])
+    ended = bench.endings(name, job)[0]
+    assert ended["why"] == "stopped by a signal, state saved", bench.explain(job, name)
+    step = int(ended["progress"].split("step_")[1].split("/")[0])
     assert step >= strike_step(name)
 
 

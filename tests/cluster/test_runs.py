@@ -1,34 +1,57 @@
-"""Whole runs on eight nodes: the chain, other numbers of nodes, two jobs at once, and what is refused at the door."""
+"""Whole runs: the chain over eight nodes, other numbers of nodes, two jobs at once, and this machine without SLURM."""
 
+import itertools
 import json
 import math
 
 import pytest
+import yaml
 from drill import NUM_STEPS, Bench, digests
-from slurm import Cluster, wait_until
+from slurm import wait_until
 
 Losses = dict[int, float]
+POLLS = ("squeue", "sacct")
 
 
-def test_chain_over_eight_nodes(bench: Bench, shards: object) -> None:
-    before = {name: digests(bench.folder / "shards" / name) for name in ("train", "heldout")}
-    for name in before:
-        (bench.folder / "shards" / name).rename(bench.folder / "shards" / f"{name}_by_one_process")
+def test_chain_over_eight_nodes(bench: Bench, shards) -> None:
+    for name in ("train", "heldout"):
+        config = yaml.safe_load((bench.folder / f"shards_{name}.yaml").read_text())
+        config["output"] = str(bench.folder / "chain" / name)
+        (bench.folder / f"chain_{name}.yaml").write_text(yaml.safe_dump(config))
     done = bench.launch(
         "slurm_chain.py", "--nodes", "8", "--name", "chain", "--wait", "--shards-per-task", "1",
-        "--shards", bench.file("shards_train.yaml"), "--shards", bench.file("shards_heldout.yaml"),
+        "--shards", bench.file("chain_train.yaml"), "--shards", bench.file("chain_heldout.yaml"),
         "--pretrain", bench.file("pretrain.yaml"), "--evaluate", bench.file("evaluate.yaml"),
         "pretrain.steps=6", "pretrain.checkpoint.every_steps=3",
+        f"pretrain.data.sources=[{{shards: {bench.folder}/chain/train}}]",
+        f"evaluate.sets.heldout.shards={bench.folder}/chain/heldout",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == "", "no warnings reach the user's terminal"
-    after = {name: digests(bench.folder / "shards" / name) for name in before}
-    assert after == before, "an array of tasks writes the same bytes as one process"
+    for name in ("train", "heldout"):
+        assert digests(bench.folder / "chain" / name) == digests(shards / name), "an array writes what one process does"
     assert len(bench.losses("chain_pretrain")) == 6
+    started = bench.events("chain_pretrain", queued(done.stdout, "pretrain"))[0]
+    assert started["nodes"] == f"n[1-{bench.cluster.num_nodes}]"
     report = next((bench.folder / "reports").glob("*.json"))
-    assert json.loads(report.read_text())
+    assert json.loads(report.read_text())["metrics"]["num_queries"] > 0
     arrays = [line for line in done.stdout.splitlines() if line.startswith("queued array")]
     assert len(arrays) > 2, "more tasks than MaxArraySize allows are split over arrays"
+    check_questions(bench)
+
+
+def queued(shown: str, kind: str) -> str:
+    """The job id of one link of a chain."""
+    return next(line.split()[2].rstrip(":") for line in shown.splitlines() if f": {kind} in " in line)
+
+
+def check_questions(bench: Bench) -> None:
+    """Each fact about the cluster was asked for once, and states of jobs at most once a minute."""
+    asked = bench.questions()
+    facts = [command for _, command in asked if not command.startswith(POLLS)]
+    assert len(facts) == len(set(facts)), facts
+    times = [time for time, command in asked if command.startswith(POLLS)]
+    assert all(later - earlier > 59 for earlier, later in itertools.pairwise(times)), asked
 
 
 def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
@@ -45,16 +68,17 @@ def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
 
 def test_two_jobs_on_the_same_nodes(bench: Bench, reference: Losses) -> None:
     # A node has two cores and a task takes one, so both jobs fit on n1 and n2.
-    both = {name: bench.pretrain(name, "--setup", "true") for name in ("left", "right")}
+    both = {name: bench.pretrain(name) for name in ("left", "right")}
     wait_until(lambda: all(bench.last_step(name) >= 1 for name in both), 400, "both jobs train at the same time")
     nodes = {name: bench.cluster.job(job)["NodeList"] for name, job in both.items()}
     assert nodes["left"] == nodes["right"], "the jobs were meant to share their nodes"
+    assert {bench.cluster.state(job) for job in both.values()} == {"RUNNING"}, "they were meant to overlap"
     for name, job in both.items():
         bench.await_end(job, name)
         assert bench.losses(name) == reference
 
 
-def test_failed_link_cancels_what_depends_on_it(bench: Bench, shards: object) -> None:
+def test_failed_link_cancels_what_depends_on_it(bench: Bench, shards) -> None:
     # An unwritable folder for the index of the stream fails the training link, not its checks on the login node.
     (bench.folder / "in_the_way").write_text("")
     done = bench.launch(
@@ -63,53 +87,52 @@ def test_failed_link_cancels_what_depends_on_it(bench: Bench, shards: object) ->
         f"pretrain.data.index_folder={bench.folder / 'in_the_way' / 'index'}",
     )  # fmt: skip
     assert done.returncode != 0, done.stdout
-    jobs = [line.split()[2].rstrip(":") for line in done.stdout.splitlines() if line.startswith("queued job")]
-    wait_until(lambda: bench.cluster.state(jobs[1]) == "CANCELLED", 60, "SLURM cancels the evaluation")
-    assert not bench.events("broken_evaluate", jobs[1]), "the evaluation never started"
+    failed, dependent = queued(done.stdout, "pretrain"), queued(done.stdout, "evaluate")
+    wait_until(lambda: bench.cluster.state(dependent) == "CANCELLED", 60, "SLURM cancels the evaluation")
+    assert not bench.events("broken_evaluate", dependent), "the evaluation never started"
     status = bench.launch_status("broken_evaluate")
-    assert f"job {jobs[0]} in {bench.run_folder('broken_pretrain')} failed before it" in status
+    assert f"job {failed} in {bench.run_folder('broken_pretrain')} failed before it" in status
 
 
-def test_a_job_without_progress_stops(bench: Bench, shards: object) -> None:
+def test_a_job_without_progress_stops(bench: Bench, shards) -> None:
     # So little CPU time is not enough to import torch: the rank dies every time.
     job = bench.pretrain("stuck", "--setup", "ulimit -t 2", nodes=1)
     wait_until(lambda: bench.cluster.state(job) == "FAILED", 300, "the job gives up", interval_s=1.0)
-    ended = [row for row in bench.events("stuck", job) if row["event"] == "ended"]
-    assert [row["action"] for row in ended] == ["requeue", "stop"]
+    assert [row["action"] for row in bench.endings("stuck", job)] == ["requeue", "stop"]
     assert "no progress since the last requeue" in bench.launch_status("stuck")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--partition", "nowhere"], "no partition 'nowhere' on this cluster; it has batch, urgent"),
-        (["--nodes", "9"], "partition batch has 8 nodes, but --nodes is 9"),
-        (["--time", "1-00:00:00"], "lets a job run for 60 minutes"),
-        (["optim.lrr=1"], "optim.lrr: unknown key"),
-        (["data.sources=[{shards: /nowhere}]"], "/nowhere holds no manifest.parquet"),
-        (["--constraint", "unheard_of"], "sbatch refused the job 'refused'"),
-    ],
-)
-def test_bad_input_is_refused_at_the_door(bench: Bench, shards: object, words: list[str], message: str) -> None:
-    before = bench.cluster.squeue()
-    done = bench.launch("slurm_pretrain.py", "--config", bench.file("pretrain.yaml"), "--name", "refused", *words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, "one line"
-    assert bench.cluster.squeue() == before, "nothing was queued"
-
-
-def test_full_run_folder_is_refused(bench: Bench, reference: Losses) -> None:
-    before = bench.cluster.squeue()
-    words = ["--config", bench.file("pretrain.yaml"), "--name", "undisturbed", "--nodes", "2"]
-    done = bench.launch("slurm_pretrain.py", *words)
-    assert done.returncode == 2
-    assert "holds a finished run" in done.stderr
-    assert bench.cluster.squeue() == before
-
-
-def test_status_without_accounting(bench: Bench, cluster: Cluster, reference: Losses) -> None:
+def test_status_without_accounting(bench: Bench, reference: Losses) -> None:
     shown = bench.launch_status("undisturbed")
     assert f"step        {NUM_STEPS} of {NUM_STEPS}" in shown
     assert "finished    yes" in shown
     assert "slowest     rank" in shown
+
+
+def test_local_processes_get_the_same_losses(bench: Bench, reference: Losses) -> None:
+    config = ["--config", bench.file("pretrain.yaml"), "--name", "local"]
+    done = bench.launch("slurm_pretrain.py", *config, "--cluster", "local", "--nodes", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert bench.losses("local") == reference
+    assert bench.questions() == [], "without SLURM"
+
+
+@pytest.mark.parametrize("words", [(), ("--partition", "urgent", "--mem", "500", "--setup", "true")])
+def test_dry_run_shows_what_is_submitted(bench: Bench, shards, words: tuple[str, ...]) -> None:
+    name = f"shown{len(words)}"
+    config = ["--config", bench.file("pretrain.yaml"), "--name", name, "--nodes", "2", *words]
+    before = bench.cluster.squeue()
+    shown = bench.launch("slurm_pretrain.py", *config, "--dry-run")
+    assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout + shown.stderr
+    assert bench.cluster.squeue() == before, "nothing was queued"
+    assert not bench.run_folder(name).exists()
+    script = shown.stdout.split("# sbatch script\n")[1].split("# plan\n")[0]
+    job = bench.queue("slurm_pretrain.py", *config)[0]
+    bench.cluster.run("scancel", job)
+    submitted = (bench.run_folder(name) / "jobs" / f"{job}_submission.sh").read_text()
+    assert stripped(script) == stripped(submitted)
+
+
+def stripped(script: str) -> list[str]:
+    """The lines of a script, without the two hashes that only a submission has."""
+    return [word for line in script.splitlines() if line for word in line.split() if "/code/" not in word]

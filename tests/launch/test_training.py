@@ -124,10 +124,13 @@ def test_dry_run_on_gpus_gives_memory_and_hours(
     assert "#SBATCH --gpus-per-node=4" in shown
 
 
-def test_sbatch_refusal_is_one_line(commands, site_file: str, train_file: str) -> None:
+def test_sbatch_refusal_is_one_line(
+    commands, site_file: str, train_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands(sbatch="echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1", srun="exit 1")
     with pytest.raises(InputError, match=r"sbatch refused the job 'probe': .*Invalid account"):
         main(["--site", site_file, "--config", train_file])
+    assert capsys.readouterr().err == ""
 
 
 def test_busy_run_folder_is_refused(commands, site_file: str, train_file: str, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Shard sets written by an array of jobs: faults strike its tasks, and the bytes are those of one quiet process."""
+
+from pathlib import Path
+
+from drill import Bench, digests, draw
+from slurm import wait_until
+
+from launch.run_folder import JobFolder
+
+
+def num_published(folder: Path) -> int:
+    return len(list(folder.glob("shards/*.parquet")))
+
+
+def test_killed_and_requeued_tasks_write_the_same_bytes(bench: Bench, shards) -> None:
+    output = bench.folder / "struck"
+    words = ["--config", bench.file("shards_train.yaml"), "--nodes", "2", "--shards-per-task", "4", "--name", "struck"]
+    array, merge = bench.queue("slurm_shards.py", *words, f"output={output}")
+    tasks = [f"{array}_0", f"{array}_1"]
+    wait_until(lambda: num_published(output) >= draw("struck", 1, 3), 300, "shards appear", interval_s=0.01)
+    bench.cluster.kill_rank(tasks[0])
+    bench.cluster.run("scontrol", "requeue", tasks[1])
+    bench.await_end(merge, "struck")
+    starts = {task: [row for row in bench.events("struck", task) if row["event"] == "started"] for task in tasks}
+    assert {task: len(rows) for task, rows in starts.items()} == dict.fromkeys(tasks, 2), "a fault did not land"
+    assert digests(output) == digests(shards / "train")
+
+
+def test_the_same_command_submits_what_is_missing(bench: Bench, shards) -> None:
+    output = bench.folder / "made_up"
+    words = ["--config", bench.file("shards_heldout.yaml"), "--shards-per-task", "1", "--name", "made_up"]
+    array, merge = bench.queue("slurm_shards.py", *words, f"output={output}", "--throttle", "1")
+    bench.cluster.run("scancel", f"{array}_1")
+    wait_until(lambda: bench.cluster.state(merge) == "FAILED", 300, "the merge says that shards are missing")
+    assert [row["action"] for row in bench.endings("made_up", merge)] == ["stop"]
+    assert "run the same slurm_shards.py command again" in bench.launch_status("made_up")
+    again = bench.launch("slurm_shards.py", *words, f"output={output}", "--wait")
+    assert (again.returncode, again.stderr) == (0, ""), again.stdout + again.stderr
+    assert "1 of 2 shards are missing: 1 tasks" in again.stdout
+    assert digests(output) == digests(shards / "heldout")
+    tasks = list(JobFolder(bench.run_folder("made_up")).path.glob("*_0_log.out"))
+    assert len(tasks) >= 3, "a log for every task"
