@@ -229,9 +229,14 @@ def release(pids: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def has_pending_signal(pid: int) -> bool:
-    """Whether SIGTERM, SIGUSR1 or SIGUSR2 waits for a held process."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+def was_told(pid: int) -> bool:
+    """Whether SIGTERM, SIGUSR1 or SIGUSR2 waits for a held process, or SLURM has let it go on: it sends SIGCONT too."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except FileNotFoundError:
+        return True
+    if not lines["State"].strip().startswith("T"):
+        return True
     pending = int(lines["ShdPnd"], 16) | int(lines["SigPnd"], 16)
     return any(pending >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from drill import NUM_STEPS, SAVE_EVERY, Bench, draw
-from slurm import Cluster, has_pending_signal, release, wait_until
+from slurm import Cluster, release, wait_until, was_told
 
 from launch.rendezvous import expand_nodes
 
@@ -56,10 +56,12 @@ def test_time_limit(bench: Bench, reference: Losses) -> None:
     job = bench.pretrain("limit")
     bench.await_step("limit", strike_step("limit"))
     ranks = bench.cluster.hold_ranks(job, 2)
-    # The limit is set only now, because how long it takes to get here depends on the machine.
-    hours, minutes, _ = bench.cluster.job(job)["RunTime"].split(":")
-    bench.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(minutes) + 1}")
-    wait_until(lambda: all(has_pending_signal(pid) for pid in ranks), 120, "the signal before the time limit")
+    # The limit is set only now, because how long it takes to get here depends on the machine. SLURM looks for jobs to
+    # warn every 30 s, so one that has less than the lead and these 30 s left may not be warned at all.
+    hours, minutes, seconds = map(int, bench.cluster.job(job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + (1 if seconds < 5 else 2)
+    bench.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+    wait_until(lambda: all(was_told(pid) for pid in ranks), 120, "the signal before the time limit")
     release(ranks)
     wait_until(lambda: bench.cluster.job(job)["Restarts"] == "1", 60, "the job is requeued")
     bench.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
@@ -94,7 +96,7 @@ def preempt(bench: Bench, name: str, reference: Losses) -> None:
     ranks = bench.cluster.hold_ranks(job, 2)
     urgent = ["srun", "-p", "urgent", "-N", str(bench.cluster.num_nodes), "--exclusive", "sleep", "2"]
     with subprocess.Popen(urgent, env=bench.cluster.env, stderr=subprocess.DEVNULL) as taker:
-        wait_until(lambda: all(has_pending_signal(pid) for pid in ranks), 60, "SLURM asks the run to give way")
+        wait_until(lambda: all(was_told(pid) for pid in ranks), 60, "SLURM asks the run to give way")
         release(ranks)
         assert taker.wait(timeout=120) == 0
     bench.await_end(job, name)
