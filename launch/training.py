@@ -5,7 +5,6 @@ options -> TrainConfig -> checks (data, run folder, batch, disk, partition) -> P
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from launch.cluster import ROOT, Resources, training_resources
 from launch.job import Kind, Work
 from launch.options import Options
-from launch.run_folder import JobFolder
+from launch.run_folder import JobFolder, read_rows
 from launch.scheduler import ACTIVE, check_partition, job_states
 from launch.submit import Job
 from pipeline.config import load_config, read_yaml, to_yaml
@@ -183,9 +182,9 @@ def check_disk(run_folder: Path) -> list[str]:
 
 def check_lead(run_folder: Path, lead_s: int) -> list[str]:
     """Compare the time between the signal and the end of a job with what saving takes."""
-    log = run_folder / "logs" / "rank_00000.log"
-    text = log.read_text(errors="replace") if log.exists() else ""
-    saves = [float(seconds) for seconds in re.findall(r"saved checkpoints/step_\d+ in ([\d.]+) s", text)]
+    rows = read_rows(run_folder / "metrics.jsonl")
+    # The last save is waited for: the copy to host memory, then the writing that otherwise goes on beside training.
+    saves = [row["checkpoint/stall_s"] + row["checkpoint/write_s"] for row in rows if row.get("checkpoint/write_s")]
     if not saves:
         return [f"signal: {lead_s} s before the time limit; no save has been timed yet"]
     if max(saves) * 2 > lead_s:

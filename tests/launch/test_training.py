@@ -83,11 +83,10 @@ def test_wrong_key_names_the_nearest(plan) -> None:
 
 def test_lead_time_against_measured_saves(plan, tmp_path: Path, train_file: str) -> None:
     fill(tmp_path / "runs" / "probe", train_file)
-    logs = tmp_path / "runs" / "probe" / "logs"
-    logs.mkdir()
-    (logs / "rank_00000.log").write_text("saved checkpoints/step_00000002 in 14.0 s\n")
+    metrics = tmp_path / "runs" / "probe" / "metrics.jsonl"
+    metrics.write_text('{"step": 3, "checkpoint/stall_s": 1.5, "checkpoint/write_s": 12.5}\n')
     assert "the longest save took 14.0 s" in " ".join(plan("--resume").facts)
-    (logs / "rank_00000.log").write_text("saved checkpoints/step_00000002 in 16.0 s\n")
+    metrics.write_text('{"step": 3, "checkpoint/stall_s": 1.5, "checkpoint/write_s": 14.5}\n')
     with pytest.raises(InputError, match="a save of this run takes 16 s, but the signal comes only 30 s"):
         plan("--resume")
 

@@ -95,6 +95,8 @@ def uninterrupted(shards, pools, tmp_path_factory) -> Path:
 def test_a_run_leaves_a_whole_folder(uninterrupted):
     assert [row["step"] for row in losses(uninterrupted)] == list(range(1, 13))
     assert newest_intact(uninterrupted) == (uninterrupted / "checkpoints/step_00000012", [])
+    # The launchers compare these with the time that is left after a signal.
+    assert read_metrics(uninterrupted / "metrics.jsonl")[-1].keys() >= {"checkpoint/stall_s", "checkpoint/write_s"}
     assert (uninterrupted / "latest").read_text() == "checkpoints/step_00000012\n"
     assert [path.name for path in list_checkpoints(uninterrupted)] == ["step_00000008", "step_00000012"]
     assert (
