@@ -80,25 +80,25 @@ def set_report(
 
 def console_table(report: Report) -> str:
     """The report for a terminal."""
-    lines = [_headline(report), f"{'':16}" + "".join(f"{heading:>8}" for heading in HEADINGS)]
-    for label, values, direction in _rows(report):
-        lines.append(f"{label:16}" + "".join(f"{shown:>8}" for shown in _cells(values, direction)))
-    return "\n".join([*lines, *_notes(report)])
+    lines = [headline(report), f"{'':16}" + "".join(f"{heading:>8}" for heading in HEADINGS)]
+    for label, cells in table_rows(report):
+        lines.append(f"{label:16}" + "".join(f"{shown:>8}" for shown in cells))
+    return "\n".join([*lines, *notes(report)])
 
 
 def markdown_table(report: Report) -> str:
     """The report as Markdown."""
     lines = [
-        f"### {_headline(report)}",
+        f"### {headline(report)}",
         "",
         f"Checkpoint: `{report['checkpoint']}`",
         "",
         "| | " + " | ".join(HEADINGS) + " |",
         "|---|" + "---:|" * len(HEADINGS),
     ]
-    for label, values, direction in _rows(report):
-        lines.append(f"| {label.strip()} | " + " | ".join(_cells(values, direction)) + " |")
-    return "\n".join([*lines, "", *(f"- {note.strip()}" for note in _notes(report))]).rstrip() + "\n"
+    for label, cells in table_rows(report):
+        lines.append(f"| {label.strip()} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {note.strip()}" for note in notes(report))]).rstrip() + "\n"
 
 
 def csv_table(report: Report) -> str:
@@ -131,7 +131,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
+    """Set, split, and of how many queries among how many videos the numbers are."""
     metrics = report["metrics"]
     return (
         f"{report['set']} ({report['split']}): N = {metrics['num_queries']:,.0f} of "
@@ -139,11 +140,12 @@ def _headline(report: Report) -> str:
     )
 
 
-def _rows(report: Report) -> list[tuple[str, dict[str, float], str]]:
+def table_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """(label, a cell per heading): both directions, chance below each."""
     rows = []
     for direction, label in DIRECTIONS.items():
-        rows.append((label, report["metrics"], direction))
-        rows.append(("  chance", report["chance"], direction))
+        rows.append((label, _cells(report["metrics"], direction)))
+        rows.append(("  chance", _cells(report["chance"], direction)))
     return rows
 
 
@@ -156,7 +158,8 @@ def _cells(values: dict[str, float], direction: str) -> list[str]:
     ]
 
 
-def _notes(report: Report) -> list[str]:
+def notes(report: Report) -> list[str]:
+    """What belongs to the numbers: pairs, intervals, re-scored results, ties, missing videos, choice of checkpoint."""
     return [
         *_pair_lines(report),
         *_interval_lines(report),

@@ -58,8 +58,9 @@ def test_page_is_self_contained_and_shows_the_worst_first(painted: Path) -> None
     sections = html.split("<section>")[1:]
     assert len(sections) == 3
     assert "miss" in sections[0] and "miss" in sections[1] and "hit" in sections[2]
-    assert all(section.count('class="result true"') == 1 for section in sections)
-    assert "<svg" in html
+    assert all(section.count("<figure class=true>") == 1 for section in sections)
+    assert "<h2>2</h2>" in sections[0] and "1. 1</figcaption>" in sections[0], "a wrong hit shows its own text"
+    assert "12 true pairs" in html and "132 other pairs" in html
     assert not re.search(r'(src|href)="(?!data:)', html), "nothing is loaded from elsewhere"
 
 
