@@ -3,7 +3,8 @@
     reports = load_reports([Path("runs/clip"), Path("runs/msrvtt_b32")])
     rows = comparison_rows(reports);  print(markdown(rows));  write_comparison(rows, folder)
 
-A row states its own N, split and selection; rows of one set with unlike galleries are marked, never mixed in silence.
+A row states its own N, split and selection; rows of one set with unlike galleries or protocols are marked, never mixed
+in silence.
 """
 
 import csv
@@ -32,6 +33,8 @@ COLUMNS = {
     "note": "note",
 }
 PERCENT = ("r1", "r5", "r10")
+PROTOCOL = ("num_frames", "clips_per_video", "num_text_tokens", "long_texts", "ties")
+"""What makes figures of one set unlike where it differs."""
 
 
 def load_reports(sources: list[Path]) -> list[tuple[str, Row]]:
@@ -52,7 +55,8 @@ def comparison_rows(reports: list[tuple[str, Row]]) -> list[Row]:
     for name in dict.fromkeys(report["set"] for _, report in reports):
         of_set = [(label, report) for label, report in reports if report["set"] == name]
         galleries = {(r["metrics"]["num_queries"], r["metrics"]["num_videos"]) for _, r in of_set}
-        rows += [_row(label, report, mixed=len(galleries) > 1) for label, report in of_set]
+        unlike = [key for key in PROTOCOL if len({str(report["protocol"].get(key)) for _, report in of_set}) > 1]
+        rows += [_row(label, report, mixed=len(galleries) > 1, unlike=unlike) for label, report in of_set]
         for model, paper in PAPER.get(name, {}).items():
             values = {"t2v_r1": paper.r1, "t2v_r5": paper.r5, "t2v_r10": paper.r10}
             if paper.dsl_r1 is not None:
@@ -97,7 +101,7 @@ def write_comparison(rows: list[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _row(label: str, report: Row, *, mixed: bool) -> Row:
+def _row(label: str, report: Row, *, mixed: bool, unlike: list[str]) -> Row:
     metrics = report["metrics"]
     values = {key: _percent(key, metrics[key]) for key in COLUMNS if key in metrics and key != "num_queries"}
     for method, result in report["rescored"].items():
@@ -107,6 +111,7 @@ def _row(label: str, report: Row, *, mixed: bool) -> Row:
     asked = int(metrics["num_queries_asked"])
     notes = [f"of {asked:,} queries asked"] if asked != int(metrics["num_queries"]) else []
     notes += [f"{int(metrics['num_videos']):,} videos: not the same gallery"] if mixed else []
+    notes += [f"{key} {report['protocol'].get(key)}" for key in unlike]
     notes += ["validation split"] if report["split"] == "val" else []
     notes += [report["chosen_by"]] if report["chosen_by"] else []
     return {

@@ -39,11 +39,13 @@ svg { width: 100%; max-width: 760px }
 section { border-top: 1px solid #d5dae1; padding: 1em 0 }
 .rank { border-radius: 9px; padding: 1px 9px; margin-right: .5em; color: #fff; font-size: 13px; background: #b3261e }
 .rank.hit { background: #1f8a4c }
-.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); gap: 10px; margin-top: .6em; align-items: start }
+.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); gap: 10px; align-items: start }
+.results { margin-top: .6em }
 figure { margin: 0; padding: 4px; border: 2px solid #e3e7ec; border-radius: 5px }
 figure.true { border-color: #1f8a4c; background: #eef8f1 }
 figure img { display: block; width: 100% }
-figcaption { font-size: 13px; padding-top: 3px; max-height: 2.8em; overflow: hidden } figcaption b { float: right; font-weight: 600 }
+figcaption { font-size: 13px; padding-top: 3px; max-height: 2.8em; overflow: hidden }
+figcaption b { float: right; font-weight: 600 }
 """
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_config
+from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig
 from pipeline.train_config import TrainConfig
 
@@ -36,6 +37,15 @@ def test_recipe_has_the_published_numbers(cell: str) -> None:
     for one in config.evaluation.sets:
         assert (one.num_frames, one.num_text_tokens) == (frames, tokens)
     assert (config.data.sources[0].texts is not None) == cell.startswith("msrvtt")
+
+
+def test_choosing_on_the_test_split_needs_an_option_that_says_so() -> None:
+    """As the official code does it; `evaluate which=best` then says it in the report."""
+    words = ["evaluation.best_metric=msrvtt_1ka/t2v_r1"]
+    with pytest.raises(InputError, match=r"chooses on the test split of 'msrvtt_1ka'.*best_on_test: true"):
+        load_config(TrainConfig, [ROOT / "finetune" / "msrvtt_b32.yaml"], words)
+    words.append("evaluation.best_on_test=true")
+    assert load_config(TrainConfig, [ROOT / "finetune" / "msrvtt_b32.yaml"], words).evaluation.best_on_test
 
 
 def test_there_is_a_recipe_for_every_cell() -> None:

@@ -53,6 +53,13 @@ def test_what_makes_rows_unlike_is_said(tmp_path: Path) -> None:
     assert "validation split; t2v_r1 on the test split (choose_on_test)" in rows[1]["note"]
 
 
+def test_unlike_protocols_are_said(tmp_path: Path) -> None:
+    write_report(tmp_path / "a", protocol={"num_frames": 12, "num_text_tokens": 50, "long_texts": "truncate"})
+    write_report(tmp_path / "b", protocol={"num_frames": 12, "num_text_tokens": 70, "long_texts": "window"})
+    notes = [row["note"] for row in comparison_rows(load_reports([tmp_path / "a", tmp_path / "b"]))[:2]]
+    assert notes == ["num_text_tokens 50; long_texts truncate", "num_text_tokens 70; long_texts window"]
+
+
 def test_sets_that_the_paper_lacks(tmp_path: Path) -> None:
     write_report(tmp_path / "run", name="mine")
     assert [row["model"] for row in comparison_rows(load_reports([tmp_path / "run"]))] == ["run"]
