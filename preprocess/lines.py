@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import zstandard
 from pipeline.errors import InputError
 
 _CHUNK = 1 << 20
+_PACKED_CHUNK = 1 << 12
+"""4 kB of zstd unpack to 128 MB at the very most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,53 @@ class BadRow:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """`path` as a binary stream, decompressed by its suffix. A missing file is an `InputError`."""
+    """`path` as a binary stream, decompressed by its suffix. A missing, damaged or cut file is an `InputError`."""
     try:
         raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
-    with raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield cast(BinaryIO, io.BufferedReader(unpacked, _CHUNK))
-        elif path.suffix == ".zst":
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
-                yield cast(BinaryIO, io.BufferedReader(cast(Any, reader), _CHUNK))
-        else:
-            yield raw
+    try:
+        with raw:
+            if path.suffix == ".gz":
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    yield cast(BinaryIO, io.BufferedReader(unpacked, _CHUNK))
+            elif path.suffix == ".zst":
+                yield cast(BinaryIO, io.BufferedReader(_ZstdFrames(raw), _CHUNK))
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}); download it again") from None
+
+
+class _ZstdFrames(io.RawIOBase):
+    """What a row of zstd frames unpacks to. zstandard's own reader takes a frame that is cut short for its end."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while not self._ready and (data := self._packed.read(_PACKED_CHUNK)):
+            self._ready = self._unpack(data)
+        if not self._ready and self._frame is not None:
+            raise EOFError("the last zstd frame has no end")
+        count = min(len(target), len(self._ready))
+        target[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _unpack(self, data: bytes) -> bytes:
+        parts = []
+        while data:
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            parts.append(self._frame.decompress(data))
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        return b"".join(parts)
 
 
 def read_lines(path: Path, max_bytes: int) -> Iterator[Line]:

@@ -154,8 +154,7 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
     video_id = row[columns.video_id]
     start = row[columns.start] if columns.start else 0.0
     end = row[columns.end] if columns.end else None
-    default_id = f"{video_id}.mp4" if not columns.start else f"{video_id}.{start}.mp4"
-    clip_id = row[columns.clip_id] if columns.clip_id else default_id
+    clip_id = row[columns.clip_id] if columns.clip_id else _default_id(video_id, start if columns.start else None)
     if problem := _video_id_problem(video_id):
         yield Failure(str(clip_id), str(video_id), Reason.METADATA_INVALID, problem)
         return
@@ -165,6 +164,16 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
     subtitle, caption = _text(row, columns.subtitle), _text(row, columns.caption)
     outcome = _with_span(str(clip_id), str(video_id), start, end, subtitle, caption)
     yield outcome if isinstance(outcome, Failure) else Video(str(video_id), (outcome,))
+
+
+def _default_id(video_id: Any, start: Any) -> str:
+    """`{video_id}.{start in ms}.mp4`; a start that is no time stands as it is, for the failures table."""
+    if start is None:
+        return f"{video_id}.mp4"
+    try:
+        return f"{video_id}.{round(parse_time(start) * 1000)}.mp4"
+    except (ValueError, OverflowError):
+        return f"{video_id}.{start}.mp4"
 
 
 def _text(row: dict[str, Any], column: str) -> str | None:

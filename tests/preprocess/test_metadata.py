@@ -78,6 +78,19 @@ def test_compressed_parts_read_alike(tmp_path: Path) -> None:
     assert read(tmp_path / "c.jsonl.zst") == plain
 
 
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("kind", ["cut", "garbled", "another kind"])
+def test_a_damaged_archive_is_wrong_input_and_loses_nothing_in_silence(suffix: str, kind: str, tmp_path: Path) -> None:
+    text = "".join(line(f"v{number}", clip(f"v{number}.0.mp4")) for number in range(5000)).encode()
+    packed = gzip.compress(text) if suffix == "gz" else zstandard.ZstdCompressor(write_checksum=True).compress(text)
+    garbled = packed[:2000] + bytes(byte ^ 255 for byte in packed[2000:2040]) + packed[2040:]
+    content = {"cut": packed[: len(packed) // 2], "garbled": garbled, "another kind": text}[kind]
+    path = tmp_path / f"hdvila_part0.jsonl.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="hdvila_part0"):
+        read(path)
+
+
 BAD = {
     "not json": ("{oops\n", Reason.METADATA_INVALID),
     "a list": ("[1, 2]\n", Reason.METADATA_INVALID),
@@ -145,6 +158,14 @@ def test_whole_videos_and_a_missing_column(tmp_path: Path) -> None:
     assert clips["movie/one.mp4"] == Clip("movie/one.mp4", 0.0, None, "hi", None)
     _, failures = read(path, layout="table", columns={"start": "begin", "end": "end"})
     assert {failure.reason for failure in failures} == {Reason.METADATA_INVALID} and len(failures) == 2
+
+
+def test_rows_without_a_clip_id_get_one_from_the_start_in_milliseconds(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("video_id,start,end\nv,1.5,2\nv,0:01:02.25,0:01:03\nv,soon,9\n")
+    clips, failures = read(path, layout="table", columns={"start": "start", "end": "end"})
+    assert set(clips) == {"v.1500.mp4", "v.62250.mp4"}
+    assert [(failure.clip_id, failure.reason) for failure in failures] == [("v.soon.mp4", Reason.SPAN_INVALID)]
 
 
 def test_missing_files_are_wrong_input(tmp_path: Path) -> None:
