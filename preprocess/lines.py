@@ -20,6 +20,7 @@ import zstandard
 
 from pipeline.errors import InputError
 
+TABLE_SUFFIXES = frozenset((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
 _CHUNK = 1 << 20
 _PACKED_CHUNK = 1 << 12
 """4 kB of zstd unpack to 128 MB at the very most."""
@@ -121,7 +122,7 @@ def table_kind(path: Path) -> str:
     """jsonl, json, csv, tsv or parquet, by the name without .gz and .zst."""
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
     kind = suffixes[-1].removeprefix(".") if suffixes else ""
-    if kind not in ("jsonl", "json", "csv", "tsv", "parquet"):
+    if f".{kind}" not in TABLE_SUFFIXES:
         raise InputError(f"{path} is no .jsonl, .json, .csv, .tsv or .parquet file (plain, .gz or .zst)")
     return kind
 

@@ -50,7 +50,8 @@ class MetadataConfig(Section):
     """hdvila: one video a line with its list of clips; table: one clip a row of JSONL, CSV or Parquet."""
     columns: ColumnsConfig = ColumnsConfig()
     exclude: tuple[str, ...] = ()
-    """Files with one video id or clip id a line that must not be delivered: evaluation sets, removed videos."""
+    """Files with video ids or clip ids that must not be delivered (evaluation sets, removed videos): one a line, or a
+    table (.jsonl, .json, .csv, .tsv, .parquet) with a column clip_id, video_id, video, vid_key, key or id."""
 
 
 def find_files(patterns: tuple[str, ...]) -> list[Path]:

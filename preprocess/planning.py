@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.failures import FailureTable
-from preprocess.lines import BadRow, read_lines, read_rows, table_kind
+from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
 from preprocess.publish import folder_lock
@@ -28,6 +28,7 @@ from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
 _BUFFER_BYTES = 1 << 16
+_EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
 
 def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int) -> Plan:
@@ -99,23 +100,29 @@ def _build(
 
 
 def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
+    """Video and clip ids, without `.mp4`: of a table from its id columns, of any other file a line each."""
     excluded: set[str] = set()
     for name in files:
         path = Path(name)
-        if path.suffix == ".jsonl" or (path.suffix in (".csv", ".parquet") and table_kind(path)):
-            for row in read_rows(path, max_line_bytes):
-                if not isinstance(row, BadRow):
-                    excluded |= {str(row[key]) for key in ("clip_id", "video_id", "video") if row.get(key)}
-        else:
+        if TABLE_SUFFIXES.isdisjoint(path.suffixes):
             lines = (line.data for line in read_lines(path, max_line_bytes))
-            excluded |= {line.decode("utf-8", "replace") for line in lines if line is not None}
+            found = {line.decode("utf-8-sig", "replace") for line in lines if line is not None}
+        else:
+            rows = [row for row in read_rows(path, max_line_bytes) if not isinstance(row, BadRow)]
+            found = {str(row[key]) for row in rows for key in _EXCLUDE_COLUMNS if row.get(key)}
+            if rows and not found:
+                raise InputError(
+                    f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
+                    f"{', '.join(list(rows[0])[:20])}; rename one, or give a text file with one id a line"
+                )
+        excluded |= {_key_stem(text) for text in found}
     return frozenset(excluded)
 
 
 def _fill_buckets(
     folder: Path, items: Iterable[Video | Failure], excluded: frozenset[str], seed: int, rejected: FailureTable
-) -> frozenset[int]:
-    """Spread the videos over bucket files; returns the hashes of the clip keys that occur more than once."""
+) -> np.ndarray:
+    """Spread the videos over bucket files; returns the sorted hashes of the clip keys that occur more than once."""
     buffers: list[bytearray] = [bytearray() for _ in range(NUM_BUCKETS)]
     keys = array.array("Q")
     for item in items:
@@ -124,7 +131,7 @@ def _fill_buckets(
             continue
         kept = []
         for clip in item.clips:
-            if item.video_id in excluded or clip.clip_id in excluded:
+            if excluded and not excluded.isdisjoint((_key_stem(item.video_id), _key_stem(clip.clip_id))):
                 rejected.add(Failure(clip.clip_id, item.video_id, Reason.EXCLUDED, "on a list of metadata.exclude"))
             else:
                 kept.append(clip)
@@ -147,25 +154,44 @@ def _flush(folder: Path, bucket: int, buffer: bytearray) -> None:
         buffer.clear()
 
 
-def _doubles(keys: "array.array[int]") -> frozenset[int]:
+def _doubles(keys: "array.array[int]") -> np.ndarray:
     if not keys:
-        return frozenset()
+        return np.zeros(0, dtype=np.uint64)
     hashes = np.frombuffer(keys, dtype=np.uint64)
     hashes.sort()  # in place: 100 M clips are 800 MB here, once
-    return frozenset(int(value) for value in np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
-def _merge_buckets(
-    folder: Path, clips_per_shard: int, doubles: frozenset[int], rejected: FailureTable
-) -> dict[str, Any]:
-    seen: set[str] = set()
+def _merge_buckets(folder: Path, clips_per_shard: int, doubles: np.ndarray, rejected: FailureTable) -> dict[str, Any]:
+    first = _FirstOfDoubles(doubles)
 
     def videos() -> Iterator[tuple[int, Video]]:
         for bucket in range(NUM_BUCKETS):
             for number, video in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                yield number, _without_doubles(video, doubles, seen, rejected)
+                yield number, _without_doubles(video, first, rejected) if len(doubles) else video
 
     return write_plan(folder, videos(), clips_per_shard, prefix="")
+
+
+class _FirstOfDoubles:
+    """Tells the first clip of a key from later ones, at 16 bytes a key: every clip may be there twice."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self._hashes = hashes
+        self._seen = np.zeros(len(hashes), dtype=np.uint64)
+        """Another hash of the key that came first; 0: none came yet."""
+
+    def __call__(self, stem: str) -> bool:
+        number = np.uint64(hash64(stem))
+        place = int(np.searchsorted(self._hashes, number))
+        if place == len(self._hashes) or self._hashes[place] != number:
+            return True
+        # Two keys with one hash of 64 bits are no doubles: among 100 M clips that happens once in 4,000 sets.
+        check = np.uint64(hash64(f"check:{stem}") | 1)
+        if self._seen[place] == 0:
+            self._seen[place] = check
+            return True
+        return bool(self._seen[place] != check)
 
 
 def _sorted_bucket(path: Path) -> Iterator[tuple[int, Video]]:
@@ -188,18 +214,13 @@ def _clip_order(clip: Clip) -> tuple[float, float, str, str, str]:
     return clip.start_s, end_s, clip.clip_id, clip.subtitle or "", clip.caption or ""
 
 
-def _without_doubles(video: Video, doubles: frozenset[int], seen: set[str], rejected: FailureTable) -> Video:
-    if not doubles:
-        return video
+def _without_doubles(video: Video, first: _FirstOfDoubles, rejected: FailureTable) -> Video:
     kept = []
     for clip in video.clips:
-        stem = _key_stem(clip.clip_id)
-        if hash64(stem) in doubles:
-            if stem in seen:
-                rejected.add(Failure(clip.clip_id, video.video_id, Reason.DUPLICATE_CLIP, "a clip id that came before"))
-                continue
-            seen.add(stem)
-        kept.append(clip)
+        if first(_key_stem(clip.clip_id)):
+            kept.append(clip)
+        else:
+            rejected.add(Failure(clip.clip_id, video.video_id, Reason.DUPLICATE_CLIP, "a clip id that came before"))
     return Video(video.video_id, tuple(kept))
 
 

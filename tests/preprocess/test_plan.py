@@ -1,5 +1,6 @@
 """The plan is a pure function of metadata and seed, and loses nothing."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -94,6 +95,42 @@ def test_double_clip_ids_across_videos_and_suffixes(tmp_path: Path) -> None:
     planned = [clip_id.removesuffix(".mp4") for shard in shards_of(plan) for clip_id in shard]
     assert sorted(planned) == ["other", "same"]
     assert [row["reason"] for row in rejected(tmp_path / "out")] == ["duplicate_clip"] * 4
+
+
+EXCLUDE_LISTS = {
+    "ids.txt": "\ufeffa\r\nb.0\n",
+    "ids.csv": "video_id,n\na,1\nb.0.mp4,2\n",
+    "MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\nret0,msr9,a,x\nret1,b.0,c,y\n",
+    "ids.jsonl": '{"video": "a"}\n{"clip_id": "b.0.mp4"}\n',
+    "ids.json": '[{"video_id": "a"}, {"video_id": "b.0"}]',
+}
+
+
+@pytest.mark.parametrize("name", EXCLUDE_LISTS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_exclude_lists_of_every_kind(name: str, packed: bool, tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [("a", 2), ("b", 2)])
+    path = tmp_path / (name + ".gz" if packed else name)
+    content = EXCLUDE_LISTS[name].encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    plan = plan_of(tmp_path / "out", tmp_path / "m.jsonl", exclude=(str(path),))
+    assert shards_of(plan) == [["b.1.mp4"]]
+    assert {row["reason"] for row in rejected(tmp_path / "out")} == {"excluded"}
+
+
+def test_an_exclude_list_that_excludes_nothing_is_wrong_input(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [("a", 2)])
+    (tmp_path / "ids.csv").write_text("youtube,n\na,1\n")
+    with pytest.raises(InputError, match=r"ids\.csv has none of the columns"):
+        plan_of(tmp_path / "out", tmp_path / "m.jsonl", exclude=(str(tmp_path / "ids.csv"),))
+
+
+def test_metadata_that_is_there_twice_gives_the_plan_of_one(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [(f"v{number}", 3) for number in range(50)])
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress((tmp_path / "m.jsonl").read_bytes()))
+    once = plan_of(tmp_path / "1", tmp_path / "m.jsonl")
+    twice = plan_of(tmp_path / "2", tmp_path / "m.jsonl", tmp_path / "m.jsonl.gz")
+    assert shards_of(once) == shards_of(twice) and twice.facts["num_rejected"] == 150
 
 
 def test_touched_metadata_keeps_the_plan_and_other_metadata_is_refused(tmp_path: Path) -> None:
