@@ -13,7 +13,7 @@ not depend on how many there are.
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -26,10 +26,10 @@ from pipeline.evaluation.compare import comparison_rows, load_reports, markdown,
 from pipeline.evaluation.encoding import encode_texts, tokenize_texts
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.protocol import RetrievalSetConfig, read_rows
-from pipeline.evaluation.report import Report, console_table, set_report, write_report
+from pipeline.evaluation.report import Report, console_table, make_folder, set_report, write_report
 from pipeline.evaluation.rescored import rescored_metrics
 from pipeline.evaluation.rescoring import RescoreMethod
-from pipeline.evaluation.retrieval import Retrieval, retrieve
+from pipeline.evaluation.retrieval import Retrieval, check_set, retrieve
 from pipeline.evaluation.selection import Which, select_checkpoint
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
@@ -66,8 +66,8 @@ class EvaluateConfig(Section):
     """Folder for the reports; default: `evaluation/` in the run folder, or beside a model file."""
     which: Which = "last"
     """Of a run folder: its last checkpoint, or the best by the run's own evaluation.best_metric."""
-    device: str | None = None
-    """cpu, cuda, ...; default: a GPU where there is one."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where it runs; default: a GPU where there is one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,8 +126,10 @@ def parse_arguments(argv: list[str]) -> tuple[Path | None, EvaluateConfig]:
     return checkpoint, config
 
 
-def start_ranks(wanted: str | None) -> torch.device:
+def start_ranks(wanted: Literal["cpu", "cuda"] | None) -> torch.device:
     """Join the process group that torchrun or the launcher describes, if any; returns this rank's device."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but this machine has no CUDA device; set device=cpu")
     kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -142,10 +144,12 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
     if checkpoint is None:
         assert config.model is not None and config.output is not None, "parse_arguments checked it"
         name, chosen_by, folder = config.model.name, "no training", config.output
+        check_inputs(config, folder)
         model = CLIPViP.from_config(config.model)
     else:
         path, chosen_by = select_checkpoint(checkpoint, config.which)
         name, folder = str(path), config.output or default_output(checkpoint)
+        check_inputs(config, folder)
         model = load_model(path)
     model = model.to(device).eval()
     for set_config in config.sets.values():
@@ -160,13 +164,28 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
             print(f"written: {', '.join(str(path) for path in paths)}\n", flush=True)
 
 
+def check_inputs(config: EvaluateConfig, folder: Path) -> None:
+    """Whatever can be wrong with any set, its query bank, or the folder of the reports, before anything is encoded."""
+    for set_config in config.sets.values():
+        check_set(set_config)
+        if set_config.query_bank is not None:
+            bank_texts(set_config.query_bank)
+    make_folder(folder)
+
+
+def bank_texts(path: Path) -> list[str]:
+    """The distinct texts of a query bank."""
+    texts = list(dict.fromkeys(str(row.get("text", "")) for _, row in read_rows(path)))
+    if not all(text.strip() for text in texts) or not texts:
+        raise InputError(f"{path}: every row needs a `text`; give a texts.jsonl")
+    return texts
+
+
 def encode_bank(model: CLIPViP, config: EvaluatedSet, device: torch.device) -> torch.Tensor | None:
     """Features of the distinct texts of the query bank, if there is one. Collective."""
     if config.query_bank is None:
         return None
-    texts = list(dict.fromkeys(str(row.get("text", "")) for _, row in read_rows(config.query_bank)))
-    if not all(text.strip() for text in texts) or not texts:
-        raise InputError(f"{config.query_bank}: every row needs a `text`; give a texts.jsonl")
+    texts = bank_texts(config.query_bank)
     windows = tokenize_texts(model.tokenizer, texts, config.num_text_tokens, window=config.long_texts == "window")
     return encode_texts(model, windows, batch_size=config.batch_size, device=device)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.evaluation.paper import PAPER
+from pipeline.evaluation.report import make_folder
 
 Row = dict[str, Any]
 
@@ -88,7 +89,7 @@ def markdown(rows: list[Row]) -> str:
 
 def write_comparison(rows: list[Row], folder: Path) -> list[Path]:
     """comparison.json, .md and .csv; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, ["set", *COLUMNS], restval="", lineterminator="\n")
     writer.writeheader()

@@ -92,7 +92,7 @@ def count_exactly(scores_QG: Tensor, best: Tensor, *, dim: int) -> Counts:
 
 def on_grid(features: Tensor) -> Tensor:
     """Unit-norm features as float64 multiples of 2**-26, whose dot products are exact."""
-    return torch.round(features.double() * GRID) / GRID
+    return torch.round(features.double() * GRID) * (1 / GRID)
 
 
 def exact_scores(queries_QD: Tensor, gallery_GD: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import bootstrap_intervals
 from pipeline.evaluation.metrics import RECALL_LEVELS, chance_metrics, recall_metrics
 from pipeline.evaluation.protocol import TieRule
@@ -115,9 +116,17 @@ def csv_table(report: Report) -> str:
     return stream.getvalue()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for reports."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror}; set output= to a folder that can be made") from None
+
+
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write {set}.json, .md and .csv; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     texts = {
         "json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
         "md": markdown_table(report),

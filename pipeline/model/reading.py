@@ -62,7 +62,8 @@ def read_tensors(path: Path) -> State:
     """The tensors of one file; .pt files are read with weights_only, so no code in them runs."""
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    # What is no archive at all is read as a bare pickle, whose reader meets foreign bytes with any of these.
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, LookupError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot read weights from {path}: {reason}; a .pt file must hold tensors only") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pipeline import evaluate
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.evaluate import main, parse_arguments
 from pipeline.evaluation import page, retrieval
 from tests.pipeline.evaluation.painted import PaintedModel, PaintedReader, right_texts, write_queries
@@ -103,6 +104,26 @@ def test_wrong_arguments(painted: Path) -> None:
         parse_arguments([str(painted / "run"), str(painted / "set.yaml"), "sets.painted.rescoring=[dsl]"])
     with pytest.raises(InputError, match="nowhere does not exist; usage"):
         main(["compare", "nowhere"])
+
+
+def test_what_is_wrong_is_found_before_anything_is_encoded(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second set, a query bank, the output: not after hours of the first set."""
+    monkeypatch.setattr(evaluate, "load_model", lambda path: pytest.fail("the model was loaded"))
+    words = [str(painted / "run"), str(painted / "set.yaml")]
+    (painted / "bank.jsonl").write_text('{"caption": "no text"}\n')
+    with pytest.raises(InputError, match=r"bank.jsonl: every row needs a `text`"):
+        main([*words, f"sets.painted.query_bank={painted / 'bank.jsonl'}"])
+    queries = write_queries(painted / "other.jsonl", {"c1": "1", "c99": "99"})
+    with pytest.raises(RunError, match=r"set other: 1 of 2 videos cannot be used"):
+        main([*words, f"sets.other.shards={painted}", f"sets.other.queries={queries}"])
+    with pytest.raises(InputError, match=r"cannot make .*set.yaml/out: Not a directory; set output="):
+        main([*words, f"output={painted / 'set.yaml' / 'out'}"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_device_that_is_not_there(painted: Path) -> None:
+    with pytest.raises(InputError, match="this machine has no CUDA device; set device=cpu"):
+        main([str(painted / "run"), str(painted / "set.yaml"), "device=cuda"])
 
 
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:

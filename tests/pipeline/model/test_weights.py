@@ -230,6 +230,13 @@ class Harmful:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"sets:\n  x: 1\n", b"\x80\x02.", bytes(range(256))])
+def test_what_is_no_weights_file_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        load_model(tmp_path / "notes.txt")
+
+
 def test_a_pt_file_never_runs_code(tmp_path: Path) -> None:
     torch.save({"clipmodel.x": Harmful(tmp_path / "ran")}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="cannot read weights"):
