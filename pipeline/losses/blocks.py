@@ -1,128 +1,156 @@
-"""Cross-entropy against many candidates, in blocks of the logit matrix that are computed again in the backward pass.
+"""Log-sum-exps over the rows and the columns of a logit matrix that never exists whole.
 
-B rows of this rank, N candidates of all ranks, b rows of a block, D dimensions
-rows [B, D], candidates [N, D] -> logits [b, N], one block at a time -> losses [B]
+B rows (videos or frames of this rank), N columns (texts of all ranks), D dimensions; b and n of them in one block.
+One direction has Q queries that look among K candidates: rows among columns, or columns among rows.
 
-positives = Candidates(features_ND, allowed_N, "positive")
-losses_B = cross_entropies(rows_BD, own_B, logit_scale, [positives], block_rows=512)
+    rows [B, D], columns [N, D] -> logits [b, n], block by block -> by row [B], by column [N]
+
+    by_row_B, by_column_N = negatives(rows_BD, columns_ND, LogitMatrix(first_own=0))
+
+One pass over the blocks serves both directions. Only the results are kept for the backward pass, which computes every
+block once more. The pair of a clip with itself is left out: as a positive it is a dot product, which needs no block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Own = Literal["positive", "negative", "excluded"]
-
 
 @dataclass(frozen=True)
-class Candidates:
-    """One kind of candidates, of all ranks."""
+class LogitMatrix:
+    """What counts in a matrix, and the blocks in which it is computed."""
 
-    features_ND: Tensor
-    allowed_N: Tensor
-    own: Own
-    """What the candidate that belongs to the row's own clip is."""
-    prior_N: Tensor | None = None
-    """For the dual softmax: the log of the sum over the rows of exp(logit)."""
+    first_own: int
+    """The column that belongs to the clip of row 0; those of the other rows follow it."""
+    hidden_rows_B: Tensor | None = None
+    """Rows that are no candidates; None: all are."""
+    hidden_columns_N: Tensor | None = None
+    """Columns that are no candidates; None: all are."""
+    block_side: int = 1024
 
-
-def cross_entropies(
-    rows_BD: Tensor, own_B: Tensor, logit_scale: Tensor, candidates: Sequence[Candidates], *, block_rows: int
-) -> Tensor:
-    """-log softmax(positive among all candidates) of each row: [B]. `own_B` are the rows' numbers among candidates."""
-    block = partial(_block_cross_entropies, [each.own for each in candidates])
-    tensors = [tensor for each in candidates for tensor in (each.features_ND, each.allowed_N, each.prior_N)]
-    losses_B: Tensor = _Blockwise.apply(block, block_rows, rows_BD, own_B, logit_scale, *tensors)
-    return losses_B
-
-
-def log_sum_exps(
-    rows_BD: Tensor, own_B: Tensor, logit_scale: Tensor, candidates: Candidates, *, block_rows: int
-) -> Tensor:
-    """log sum exp of each row's logits: [B]."""
-    tensors = (candidates.features_ND, candidates.allowed_N)
-    result_B: Tensor = _Blockwise.apply(_block_log_sum_exps, block_rows, rows_BD, own_B, logit_scale, *tensors)
-    return result_B
+    def blocks(self, num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice, int]]:
+        """Rows and columns of every block, and which of its diagonals holds pairs of a clip with itself."""
+        for row in range(0, num_rows, self.block_side):
+            for column in range(0, num_columns, self.block_side):
+                rows = slice(row, min(row + self.block_side, num_rows))
+                columns = slice(column, min(column + self.block_side, num_columns))
+                yield rows, columns, self.first_own + row - column
 
 
-def _block_cross_entropies(owns: list[Own], rows_bD: Tensor, own_b: Tensor, logit_scale: Tensor, *flat: Any) -> Tensor:
-    positive_b, parts = rows_bD.new_zeros(len(rows_bD)), []
-    for own, (features_ND, allowed_N, prior_N) in zip(owns, zip(*[iter(flat)] * 3, strict=True), strict=True):
-        logits_bN = _logits(rows_bD * logit_scale, own_b, Candidates(features_ND, allowed_N, own, prior_N))
-        parts.append(logits_bN.logsumexp(1))
-        if own == "positive":
-            positive_b = logits_bN.gather(1, own_b.unsqueeze(1)).squeeze(1)
-    return torch.stack(parts).logsumexp(0) - positive_b
+def negatives(
+    rows_BD: Tensor, columns_ND: Tensor, matrix: LogitMatrix, priors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """For each row [B] and each column [N], the log-sum-exp of its logits `rows_BD @ columns_ND.T` over candidates.
 
-
-def _block_log_sum_exps(
-    rows_bD: Tensor, own_b: Tensor, logit_scale: Tensor, features_ND: Tensor, allowed_N: Tensor
-) -> Tensor:
-    return _logits(rows_bD * logit_scale, own_b, Candidates(features_ND, allowed_N, "positive")).logsumexp(1)
-
-
-def _logits(scaled_bD: Tensor, own_b: Tensor, candidates: Candidates) -> Tensor:
-    """One block of the logit matrix, [b, N], what is not allowed pushed to the lowest number.
-
-    The positive itself always stays, so that a row that the caller masks still has a finite loss.
+    The lowest finite number where no candidate is left. With `priors` of the rows [B] and of the columns [N], every
+    logit is multiplied by exp(logit - prior of the candidate) first.
     """
-    logits_bN = scaled_bD @ candidates.features_ND.T
-    if candidates.prior_N is not None:
-        logits_bN = logits_bN * (logits_bN - candidates.prior_N).exp()
-    own_b1 = own_b.unsqueeze(1)
-    positive_b1 = logits_bN[torch.arange(len(own_b), device=own_b.device), own_b].unsqueeze(1)
-    lowest = torch.finfo(logits_bN.dtype).min
-    logits_bN.masked_fill_(~candidates.allowed_N, lowest)  # in place, here and below: a block exists once
-    if candidates.own == "positive":
-        logits_bN.scatter_(1, own_b1, positive_b1)
-    elif candidates.own == "excluded":
-        logits_bN.scatter_(1, own_b1, lowest)
-    return logits_bN
+    row_prior_B, column_prior_N = (None, None) if priors is None else priors
+    by_row_B, by_column_N = _Negatives.apply(rows_BD, columns_ND, row_prior_B, column_prior_N, matrix)
+    return by_row_B, by_column_N
 
 
-class _Blockwise(torch.autograd.Function):
-    """`block(rows_bD, own_b, *shared)` over blocks of rows, joined to [B]; only the inputs are kept for backward.
-
-    torch's checkpoint would do, but each of its calls keeps a graph, and its first one loads the compiler: 6 s.
-    """
+class _Negatives(torch.autograd.Function):
+    """The blocks of `negatives`, forward and again in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        block: Callable[..., Tensor],
-        block_rows: int,
         rows_BD: Tensor,
-        own_B: Tensor,
-        *shared: Tensor | None,
-    ) -> Tensor:
-        """[B]."""
-        ctx.block, ctx.block_rows = block, block_rows
-        ctx.save_for_backward(rows_BD, own_B, *shared)
-        blocks = zip(torch.split(rows_BD, block_rows), torch.split(own_B, block_rows), strict=True)
-        return torch.cat([block(rows_bD, own_b, *shared) for rows_bD, own_b in blocks])
+        columns_ND: Tensor,
+        row_prior_B: Tensor | None,
+        column_prior_N: Tensor | None,
+        matrix: LogitMatrix,
+    ) -> tuple[Tensor, Tensor]:
+        """By row [B], by column [N]."""
+        by_row = _Direction(matrix.hidden_columns_N, column_prior_N)
+        by_column = _Direction(matrix.hidden_rows_B, row_prior_B)
+        row_sum, column_sum = _LogSumExp(rows_BD), _LogSumExp(columns_ND)
+        for rows, columns, own in matrix.blocks(len(rows_BD), len(columns_ND)):
+            logits_bn = rows_BD[rows] @ columns_ND[columns].T
+            row_sum.add(rows, by_row.seen(logits_bn, columns, own))
+            column_sum.add(columns, by_column.seen(logits_bn.T, rows, -own))
+        ctx.matrix = matrix
+        results = row_sum.value(), column_sum.value()
+        ctx.save_for_backward(rows_BD, columns_ND, row_prior_B, column_prior_N, *results)
+        return results
 
     @staticmethod
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the rows and of what is shared; the sums over blocks grow in place."""
-        rows_BD, own_B, *shared = ctx.saved_tensors
-        rows_gradient_BD = torch.empty_like(rows_BD)
-        sums = {
-            number: torch.zeros_like(value)
-            for number, (value, needed) in enumerate(zip(shared, ctx.needs_input_grad[4:], strict=True))
-            if needed
-        }
-        leaves = [value.detach().requires_grad_() if number in sums else value for number, value in enumerate(shared)]
-        for start in range(0, len(rows_BD), ctx.block_rows):
-            part = slice(start, start + ctx.block_rows)
-            rows_bD = rows_BD[part].detach().requires_grad_()
-            with torch.enable_grad(), torch.autocast(rows_bD.device.type, enabled=False):
-                result_b = ctx.block(rows_bD, own_B[part], *leaves)
-            wanted = [rows_bD, *(leaves[number] for number in sums)]
-            rows_gradient_BD[part], *gradients = torch.autograd.grad(result_b, wanted, gradient_B[part])
-            for total, gradient in zip(sums.values(), gradients, strict=True):
-                total += gradient
-        return None, None, rows_gradient_BD, None, *(sums.get(number) for number in range(len(shared)))
+    def backward(ctx: Any, row_gradient_B: Tensor, column_gradient_N: Tensor) -> tuple[Tensor | None, ...]:
+        """Of rows, columns and priors."""
+        rows_BD, columns_ND, row_prior_B, column_prior_N, by_row_B, by_column_N = ctx.saved_tensors
+        matrix: LogitMatrix = ctx.matrix
+        by_row = _Direction(matrix.hidden_columns_N, column_prior_N, by_row_B, row_gradient_B)
+        by_column = _Direction(matrix.hidden_rows_B, row_prior_B, by_column_N, column_gradient_N)
+        of_rows_BD, of_columns_ND = torch.zeros_like(rows_BD), torch.zeros_like(columns_ND)
+        for rows, columns, own in matrix.blocks(len(rows_BD), len(columns_ND)):
+            logits_bn = rows_BD[rows] @ columns_ND[columns].T
+            gradient_bn = by_row.gradient(logits_bn, rows, columns, own)
+            gradient_bn += by_column.gradient(logits_bn.T, columns, rows, -own).T
+            of_rows_BD[rows].addmm_(gradient_bn, columns_ND[columns])
+            of_columns_ND[columns].addmm_(gradient_bn.T, rows_BD[rows])
+        return of_rows_BD, of_columns_ND, by_column.of_prior_K, by_row.of_prior_K, None
+
+
+class _Direction:
+    """Queries of one kind among candidates of the other; a block of it is [q, k]."""
+
+    def __init__(
+        self,
+        hidden_K: Tensor | None,
+        prior_K: Tensor | None,
+        result_Q: Tensor | None = None,
+        gradient_Q: Tensor | None = None,
+    ) -> None:
+        """`result_Q` and its gradient are for the backward pass."""
+        self.hidden_K, self.prior_K, self.result_Q, self.gradient_Q = hidden_K, prior_K, result_Q, gradient_Q
+        self.of_prior_K = None if prior_K is None else torch.zeros_like(prior_K)
+
+    def seen(self, logits_qk: Tensor, candidates: slice, own: int) -> Tensor:
+        """The logits as this direction sees them: minus infinity where the candidate does not count.
+
+        In place where there is no prior. What the first direction hides in a block hides nothing from the second: a
+        hidden candidate of the one is a query without a gradient in the other.
+        """
+        if self.prior_K is not None:
+            logits_qk = logits_qk * (logits_qk - self.prior_K[candidates]).exp_()
+        if -len(logits_qk) < own < logits_qk.shape[1]:
+            logits_qk.diagonal(own).fill_(-torch.inf)
+        if self.hidden_K is not None:
+            logits_qk.masked_fill_(self.hidden_K[candidates], -torch.inf)
+        return logits_qk
+
+    def gradient(self, logits_qk: Tensor, queries: slice, candidates: slice, own: int) -> Tensor:
+        """Of the logits; that of the prior adds up in `of_prior_K`."""
+        assert self.result_Q is not None and self.gradient_Q is not None
+        gradient_qk = self.seen(logits_qk, candidates, own) - self.result_Q[queries].unsqueeze(1)
+        gradient_qk.exp_().mul_(self.gradient_Q[queries].unsqueeze(1))
+        if self.prior_K is not None and self.of_prior_K is not None:
+            factor_qk = (logits_qk - self.prior_K[candidates]).exp_()
+            self.of_prior_K[candidates] -= (gradient_qk * factor_qk * logits_qk).sum(0)
+            gradient_qk *= factor_qk * (1 + logits_qk)
+        return gradient_qk
+
+
+class _LogSumExp:
+    """A log-sum-exp for each query, over candidates that come block by block."""
+
+    def __init__(self, queries_QD: Tensor) -> None:
+        """Nothing has come yet."""
+        self.highest_Q = queries_QD.new_full((len(queries_QD),), torch.finfo(queries_QD.dtype).min)
+        self.sum_Q = torch.zeros_like(self.highest_Q)
+
+    def add(self, queries: slice, logits_qk: Tensor) -> None:
+        """More candidates of some queries."""
+        before_q = self.highest_Q[queries]
+        highest_q = torch.maximum(before_q, logits_qk.amax(1))
+        more_q = (logits_qk - highest_q.unsqueeze(1)).exp_().sum(1)
+        self.sum_Q[queries] = self.sum_Q[queries] * (before_q - highest_q).exp() + more_q
+        self.highest_Q[queries] = highest_q
+
+    def value(self) -> Tensor:
+        """[Q]; the lowest finite number where nothing came."""
+        return (self.highest_Q + self.sum_Q.log()).clamp_(min=torch.finfo(self.sum_Q.dtype).min)

@@ -3,10 +3,14 @@
 Each query must find its positive among candidates of the whole global batch.
 
     B clips of this rank, N clips of all ranks, D dimensions
-    features [B, D] -> gathered with gradient [N, D] -> cross-entropy terms, block by block -> one loss
+
+    texts [B, D] -> gathered with gradient [N, D]
+    videos [B, D] x texts [N, D] -> log-sum-exps of the negatives, of the rows and of the columns
+    positives and negatives [B] -> cross-entropy terms -> one loss
 
     loss, terms = contrastive_loss(*features, has_subtitle_B, has_caption_B, LossConfig(name="vsc_fc"))
 
+Of every logit matrix a rank computes the rows of its own videos, once, whatever the number of terms that read it.
 A clip without a subtitle (or caption) is neither query, positive nor candidate wherever that text takes part; a mean
 is over the queries that are left, on all ranks.
 """
@@ -16,11 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.losses.blocks import Candidates, Own, cross_entropies, log_sum_exps
+from pipeline.losses.blocks import LogitMatrix, negatives
 from pipeline.losses.ranks import Ranks
-from pipeline.losses.terms import NAMES, TERMS, LossConfig, Term
+from pipeline.losses.terms import NAMES, TERMS, TEXTS, LossConfig, Term, kinds_of, matrices_of
+
+Pairs = dict[tuple[str, str], Tensor]
+"""(kind of the query, kind of the candidate) to [B], a number for each clip of this rank."""
 
 
 def contrastive_loss(
@@ -48,12 +56,15 @@ def contrastive_loss(
         masks_N2 = ranks.gather(torch.stack([has_subtitle_B, has_caption_B], dim=1).to(torch.uint8)).bool()
         clips = _Clips(
             local=local,
-            everywhere={kind: ranks.gather(feature_BD) for kind, feature_BD in local.items()},
+            texts={kind: ranks.gather(local[kind]) for kind in TEXTS if kind in local},
             has_text={"s": masks_N2[:, 0], "c": masks_N2[:, 1]},
+            all_have_text=dict(zip(TEXTS, masks_N2.all(dim=0).tolist(), strict=True)),
             logit_scale=_at_least_float32(logit_scale).reshape([]),
-            own_B=torch.arange(len(has_subtitle_B), device=logit_scale.device) + len(has_subtitle_B) * ranks.rank,
+            ranks=ranks,
+            block_side=config.block_side,
         )
-        parts = torch.stack([_term_loss(term, clips, ranks, config.block_rows) for term in terms])
+        positives, against = _logits(terms, clips)
+        parts = torch.stack([_term_loss(term, positives, against, clips) for term in terms])
         values = ranks.sum(parts.detach())
         factor = 1 / len(terms) if config.reduction == "mean" else 1.0
         # The value is global; the gradient is that of this rank's rows, times the ranks that it will be averaged over.
@@ -67,41 +78,76 @@ class _Clips:
     """The global batch as this rank sees it, by kind."""
 
     local: dict[str, Tensor]
-    everywhere: dict[str, Tensor]
+    """[B, D] of every kind."""
+    texts: dict[str, Tensor]
+    """[N, D] of s and c."""
     has_text: dict[str, Tensor]
     """bool [N] of s and c."""
+    all_have_text: dict[str, bool]
+    """Whether no clip of any rank lacks it; then blocks are not masked."""
     logit_scale: Tensor
-    own_B: Tensor
-    """The numbers of this rank's clips among all."""
+    ranks: Ranks
+    block_side: int
+
+    def has_text_here(self, kind: str) -> Tensor:
+        """bool [B] of s or c."""
+        num_clips = len(self.has_text[kind]) // self.ranks.count
+        return self.has_text[kind][num_clips * self.ranks.rank :][:num_clips]
+
+    def matrix(self, text: str, text_of_visual: str) -> LogitMatrix:
+        """Videos or frames of this rank that have one text, against a text of all ranks."""
+        return LogitMatrix(
+            first_own=len(self.has_text_here(text)) * self.ranks.rank,
+            hidden_rows_B=None if self.all_have_text[text_of_visual] else ~self.has_text_here(text_of_visual),
+            hidden_columns_N=None if self.all_have_text[text] else ~self.has_text[text],
+            block_side=self.block_side,
+        )
 
 
-def _term_loss(term: Term, clips: _Clips, ranks: Ranks, block_rows: int) -> Tensor:
+def _logits(terms: tuple[Term, ...], clips: _Clips) -> tuple[Pairs, Pairs]:
+    """The logit of every clip with itself, and the log-sum-exp of its logits with all other clips."""
+    positives: Pairs = {}
+    against: Pairs = {}
+    for (visual, text), text_of_visual in matrices_of(terms).items():
+        scaled_BD = clips.local[visual] * clips.logit_scale
+        own_B = (scaled_BD * clips.local[text]).sum(1)
+        of_visual_B, of_text_B = _negatives(scaled_BD, text, text_of_visual, clips)
+        own_of_visual_B = own_of_text_B = own_B
+        if any(term.dual_softmax for term in terms):
+            # A candidate's prior: the log-sum-exp of its logits over all queries, its own clip's included.
+            visual_prior_B, text_prior_B = torch.logaddexp(of_visual_B, own_B), torch.logaddexp(of_text_B, own_B)
+            priors = (visual_prior_B, clips.ranks.gather(text_prior_B))
+            of_visual_B, of_text_B = _negatives(scaled_BD, text, text_of_visual, clips, priors)
+            own_of_visual_B = own_B * (own_B - text_prior_B).exp()
+            own_of_text_B = own_B * (own_B - visual_prior_B).exp()
+        positives |= {(visual, text): own_of_visual_B, (text, visual): own_of_text_B}
+        against |= {(visual, text): of_visual_B, (text, visual): of_text_B}
+    return positives, against
+
+
+def _negatives(
+    visual_BD: Tensor, text: str, text_of_visual: str, clips: _Clips, priors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps over all other clips of all ranks, for this rank's videos or frames and for its texts: [B] each."""
+    of_visual_B, of_text_N = negatives(visual_BD, clips.texts[text], clips.matrix(text, text_of_visual), priors)
+    return of_visual_B, clips.ranks.join_log_sum_exps(of_text_N)
+
+
+def _term_loss(term: Term, positives: Pairs, against: Pairs, clips: _Clips) -> Tensor:
     """This rank's part of a term: the sum over its rows, divided by the number of rows on all ranks."""
-    allowed = clips.has_text | {positive: clips.has_text[_text_of(query, positive)] for query, positive in term.pairs}
-    num_rows = torch.stack([allowed[positive].sum() for _, positive in term.pairs]).sum().clamp(min=1)
+    text_of = term.text_of
+    num_rows = torch.stack([clips.has_text[text_of[query]].sum() for query, _ in term.pairs]).sum().clamp(min=1)
     total = clips.logit_scale.new_zeros([])
     for query, positive in term.pairs:
-        candidates = []
+        parts = [against[query, kind] for kind in term.candidates]
         for kind in term.candidates:
-            own: Own = "positive" if kind == positive else "excluded" if term.own_excluded else "negative"
-            prior_N = _prior(query, kind, allowed[kind], clips, ranks, block_rows) if term.dual_softmax else None
-            candidates.append(Candidates(clips.everywhere[kind], allowed[kind], own, prior_N))
-        losses_B = cross_entropies(
-            clips.local[query], clips.own_B, clips.logit_scale, candidates, block_rows=block_rows
-        )
-        total = total + (losses_B * allowed[positive][clips.own_B]).sum()
+            if kind != positive and not term.own_excluded:  # a negative of the query's own clip
+                lowest = torch.finfo(parts[0].dtype).min
+                parts.append(positives[query, kind].masked_fill(~clips.has_text_here(text_of[kind]), lowest))
+        margin_B = torch.stack(parts).logsumexp(0) - positives[query, positive]
+        losses_B = F.softplus(margin_B, threshold=50)  # beyond it, exp(-50) is what is neglected
+        total = total + (losses_B * clips.has_text_here(text_of[query])).sum()
     return total / num_rows
-
-
-def _prior(query: str, kind: str, allowed_N: Tensor, clips: _Clips, ranks: Ranks, block_rows: int) -> Tensor:
-    """For each candidate of `kind`, on all ranks: the log-sum-exp of its logits over the allowed queries: [N]."""
-    queries = Candidates(clips.everywhere[query], allowed_N, "positive")
-    prior_B = log_sum_exps(clips.local[kind], clips.own_B, clips.logit_scale, queries, block_rows=block_rows)
-    return ranks.gather(prior_B)
-
-
-def _text_of(query: str, positive: str) -> str:
-    return query if query in ("s", "c") else positive
 
 
 def _at_least_float32(value: Tensor) -> Tensor:
@@ -113,7 +159,7 @@ def _checked_features(
 ) -> dict[str, Tensor]:
     """The features that `terms` use. InputError for one that is missing, or shapes that do not match."""
     used: dict[str, Tensor] = {}
-    for kind in sorted({kind for term in terms for pair in term.pairs for kind in pair}):
+    for kind in kinds_of(terms):
         feature_BD = given[kind]
         if feature_BD is None:
             raise InputError(

@@ -38,6 +38,13 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return total
 
+    def join_log_sum_exps(self, by_column_N: Tensor) -> Tensor:
+        """Every rank's log-sum-exps for all clips, [N], to those of this rank's clips over all ranks, [B]."""
+        if self.count == 1:
+            return by_column_N
+        parts_N: Tensor = _Exchange.apply(by_column_N, self)
+        return torch.unflatten(parts_N, 0, (self.count, -1)).logsumexp(0)
+
 
 class _Gather(torch.autograd.Function):
     """All-gather whose backward sums what every rank's loss says about this rank's rows."""
@@ -57,3 +64,22 @@ class _Gather(torch.autograd.Function):
         local = gradient.new_empty(len(gradient) // ranks.count, *gradient.shape[1:])
         dist.reduce_scatter_tensor(local, gradient.contiguous(), group=ranks.group)
         return local, None
+
+
+class _Exchange(torch.autograd.Function):
+    """The r-th part of this rank's vector goes to rank r; its gradient goes the same way back."""
+
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, ranks: Ranks) -> Tensor:
+        """[N] to [N]: one part from every rank, in rank order."""
+        ctx.ranks = ranks
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent.contiguous(), group=ranks.group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """[N] to [N]."""
+        returned = torch.empty_like(gradient)
+        dist.all_to_all_single(returned, gradient.contiguous(), group=ctx.ranks.group)
+        return returned, None

@@ -16,6 +16,7 @@ from pipeline.config import Section
 
 LossName = Literal["vs", "vs_fc", "concatenated", "vs_vc", "vs_vc_fc", "vsc", "vsc_fc", "vs_dsl"]
 NAMES = {"v": "video", "s": "subtitle", "f": "middle frame", "c": "caption"}
+TEXTS = ("s", "c")
 
 
 class LossConfig(Section):
@@ -27,8 +28,8 @@ class LossConfig(Section):
     reduction: Literal["sum", "mean"] = "sum"
     """Over the cross-entropy terms; `sum` is the official form."""
 
-    block_rows: int = Field(default=512, gt=0)
-    """Rows of the logit matrix that exist at a time."""
+    block_side: int = Field(default=1024, gt=0)
+    """Rows and columns of the logit matrix that exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Term:
     """Candidates of the query's own clip, other than the positive, are left out."""
     dual_softmax: bool = False
     """Logits are multiplied by their softmax over the queries."""
+
+    @property
+    def text_of(self) -> dict[str, str]:
+        """For each kind in `pairs`, the text without which a clip takes no part with it."""
+        return {kind: text for pair in self.pairs for kind in pair for text in pair if text in TEXTS}
 
 
 def _pair(query: str, key: str, *, dual_softmax: bool = False) -> tuple[Term, Term]:
@@ -75,3 +81,22 @@ TERMS: dict[LossName, tuple[Term, ...]] = {
     "vsc_fc": (*_VSC, *_FC),
     "vs_dsl": _pair("v", "s", dual_softmax=True),
 }
+
+
+def kinds_of(terms: tuple[Term, ...]) -> list[str]:
+    """The features that `terms` compare."""
+    return sorted({kind for term in terms for pair in term.pairs for kind in pair})
+
+
+def matrices_of(terms: tuple[Term, ...]) -> dict[tuple[str, str], str]:
+    """The logit matrices that `terms` read, (visual, text), each with the text that its visual kind must have."""
+    matrices: dict[tuple[str, str], str] = {}
+    for term in terms:
+        for query in term.text_of.keys() & set(TEXTS):
+            for visual in term.candidates:
+                if visual not in TEXTS:
+                    text = matrices.setdefault((visual, query), term.text_of[visual])
+                    assert text == term.text_of[visual], (
+                        f"{term.name} hides {visual} by another text than a term before"
+                    )
+    return matrices
