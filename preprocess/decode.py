@@ -79,6 +79,8 @@ def decode_command(
         format_whitelist=",".join(limits.formats),
         max_pixels=limits.max_frame_pixels,
         threads=1,
+        # A stream that changes its size goes on through the same filters: new ones would start their clock again.
+        reinit_filter=0,
         **({"skip_frame": "noref"} if clips.fast else {}),
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )

@@ -27,9 +27,23 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     fresh = folder.with_name(f".{folder.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
+    try:
+        count = _write_texts(rows, fresh)
+        _concatenate(fresh, count)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another task was faster with the same content
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return count
+
+
+def _write_texts(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(_NUM_BUCKETS)]
     count = 0
-    with open(fresh / "texts.bin", "wb") as stream:
+    with open(folder / "texts.bin", "wb") as stream:
         offset = stream.write(b"\0")  # an empty file cannot be memory-mapped
         for clip_id, text in rows:
             data = clip_id.encode("utf-8", "replace") + b"\0" + text.encode("utf-8", "replace")
@@ -40,17 +54,10 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
             offset += len(data)
             count += 1
             if len(bucket) >= _ROWS_PER_FLUSH:
-                _spill(fresh, number >> 58, bucket)
+                _spill(folder, number >> 58, bucket)
     for number, bucket in enumerate(buckets):
         if bucket:
-            _spill(fresh, number, bucket)
-    _concatenate(fresh, count)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        # Another task was faster with the same content.
-        shutil.rmtree(fresh)
+            _spill(folder, number, bucket)
     return count
 
 

@@ -8,6 +8,7 @@ Ids are looked up as they are, then with and without `.mp4`. A text of nothing b
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,16 +160,27 @@ class _LmdbTexts:
 
 
 def _rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, str]]:
-    """(clip id, text) of a table; rows without either are passed over."""
+    """(clip id, text) of a table; rows without either are passed over, lines that are none are counted on stderr."""
     id_column = text_column = ""
+    num_bad = 0
+    columns: list[str] = []
     table_kind(path)
     for row in read_rows(path, max_line_bytes):
         if isinstance(row, BadRow):
+            num_bad += 1
             continue
         if id_column not in row or text_column not in row:
-            id_column = next((name for name in _ID_COLUMNS if name in row), "")
-            text_column = next((name for name in _TEXT_COLUMNS if name in row), "")
-            if not id_column or not text_column:
+            columns = columns or list(row)[:20]
+            id_column = next((name for name in _ID_COLUMNS if name in row), id_column)
+            text_column = next((name for name in _TEXT_COLUMNS if name in row), text_column)
+            if id_column not in row or text_column not in row:
                 continue
         if (text := clean_text(row[text_column])) is not None:
             yield str(row[id_column]), text
+    if columns and not (id_column and text_column):
+        raise InputError(
+            f"texts: {path} has only the columns {', '.join(columns)}; it needs one of {', '.join(_ID_COLUMNS)} and "
+            f"one of {', '.join(_TEXT_COLUMNS)}"
+        )
+    if num_bad:
+        print(f"texts: {num_bad:,} lines of {path} are no rows and were passed over", file=sys.stderr, flush=True)

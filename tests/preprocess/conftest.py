@@ -100,6 +100,11 @@ def painted() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def paint_number() -> Callable[[int, int, int], np.ndarray]:
+    return paint
+
+
+@pytest.fixture
 def read_frames() -> Callable[[bytes], list[np.ndarray]]:
     return clip_frames
 

@@ -57,8 +57,10 @@ SPANS = [(0.0, 1.0), (0.333, 1.777), (1.0, 1.04), (1.5, 2.9), (0.4, 2.6)]
         {"codec": "libvpx-vp9", "suffix": "webm", "options": {"cpu-used": "8", "deadline": "realtime"}},
         {"suffix": "mkv", "size": (127, 95), "pix_fmt": "yuv444p"},
         {"suffix": "ts"},
+        {"size": (127, 95), "codec": "mpeg4", "suffix": "avi"},
+        {"size": (3840, 2160), "options": {"preset": "ultrafast"}},
     ],
-    ids=["plain", "long-gop", "30fps", "3fps", "10bit", "avi", "vp9", "odd-size", "mpegts"],
+    ids=["plain", "long-gop", "30fps", "3fps", "10bit", "avi", "vp9", "odd-444", "mpegts", "odd-420", "4K"],
 )
 def test_frames_belong_to_the_span(
     source: dict[str, object], painted: Painter, read_numbers: Numbers, tmp_path: Path
@@ -89,6 +91,32 @@ def test_start_time_that_is_not_zero(painted: Painter, read_numbers: Numbers, tm
     (media,) = cut(path, [(1.0, 2.0)])
     assert isinstance(media, Media)
     check_times(media, read_numbers(media.data), [time - 10 for time in times], (1.0, 2.0))
+
+
+@pytest.mark.parametrize("resize", ["squash", "short_side"])
+def test_a_size_that_changes_on_the_way(
+    resize: str,
+    painted: Painter,
+    paint_number: Callable[[int, int, int], np.ndarray],
+    read_numbers: Numbers,
+    tmp_path: Path,
+) -> None:
+    """As in recordings of broadcasts: two sizes in one stream, one clock."""
+    options = {"bf": "0"}
+    first = painted(tmp_path / "a.ts", num_frames=40, options=options)
+    times = [number / 25 for number in range(90)]
+
+    def go_on(number: int, width: int, height: int) -> np.ndarray:
+        return paint_number(number + 40, width, height)
+
+    second = painted(tmp_path / "b.ts", num_frames=50, times_s=times[40:], size=(96, 64), draw=go_on, options=options)
+    path = tmp_path / "x.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    spans: list[tuple[float, float | None]] = [(0.2, 1.2), (1.0, 2.4), (2.0, 3.4)]
+    for media, span in zip(cut(path, spans, resize=resize), spans, strict=True):
+        assert isinstance(media, Media), media
+        assert (media.width_px, media.height_px) == ((48, 48) if resize == "squash" else (64, 48))
+        check_times(media, read_numbers(media.data), times, (span[0], span[1] or 0.0))
 
 
 def test_overlapping_and_equal_spans_get_equal_frames(painted: Painter, read_numbers: Numbers, tmp_path: Path) -> None:

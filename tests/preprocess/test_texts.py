@@ -53,7 +53,7 @@ def test_every_kind_of_source(kind: str, tmp_path: Path) -> None:
         assert texts.of("v", Clip(absent, 0, 1)) == ClipTexts(None, None, None)
 
 
-def test_stray_bytes_and_empty_texts(tmp_path: Path) -> None:
+def test_stray_bytes_and_empty_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "subtitles.jsonl"
     path.write_bytes(
         b'{"clip_id": "a", "text": "caf\xe9 \xff talk"}\n{"clip_id": "b", "text": " \\n "}\nbroken\n\n'
@@ -63,6 +63,7 @@ def test_stray_bytes_and_empty_texts(tmp_path: Path) -> None:
     assert texts.of("v", Clip("a", 0, 1)).subtitle == "caf\ufffd \ufffd talk"
     assert [texts.of("v", Clip(name, 0, 1)).subtitle for name in "bcd"] == [None] * 3
     assert texts.of("v", Clip("e", 0, 1)).subtitle == "two lines"
+    assert "1 lines of" in capsys.readouterr().err
 
 
 def test_sources_are_asked_in_order_and_the_metadata_first(tmp_path: Path) -> None:
@@ -88,6 +89,10 @@ def test_index_equals_a_dictionary(tmp_path_factory: pytest.TempPathFactory, row
 
 
 def test_missing_sources_are_wrong_input(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("clip,words\na,b\n")
+    with pytest.raises(InputError, match="only the columns clip, words"):
+        open_texts(tmp_path, captions=(str(tmp_path / "other.csv"),))
+    assert not list((tmp_path / "out").rglob("*.csv*")), "a refused source leaves nothing behind"
     with pytest.raises(InputError, match="nowhere"):
         open_texts(tmp_path, captions=(str(tmp_path / "nowhere"),))
     (tmp_path / "folder").mkdir()
