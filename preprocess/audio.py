@@ -5,8 +5,9 @@
 Packets are kept whole, so a cut is exact to one packet (about 20 ms).
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,32 @@ from preprocess.records import Clip
 def copy_audio(path: Path, stream_index: int, clips: Sequence[Clip], limits: LimitsConfig) -> dict[str, bytes]:
     """The packets of each span; a clip without any packet, or of a stream that cannot be copied, is left out."""
     packets: dict[str, list[Any]] = {clip.clip_id: [] for clip in clips}
-    with av.open(
-        f"file:{path}", container_options=open_options(limits), timeout=limits.time_s, metadata_errors="replace"
-    ) as source:
-        stream = source.streams[stream_index]
-        zero_s = (source.start_time or 0) / av.time_base
-        try:
-            for packet in source.demux(stream):
-                if packet.pts is None or packet.time_base is None:
-                    continue
-                time_s = float(packet.pts * packet.time_base) - zero_s
-                for clip in clips:
-                    if clip.start_s <= time_s and (clip.end_s is None or time_s < clip.end_s):
-                        packets[clip.clip_id].append(packet)
-        except av.error.FFmpegError:
-            pass  # a cut file: what came before the cut is good
-        return {
-            clip_id: data for clip_id, found in packets.items() if found and (data := _mux(found, stream)) is not None
-        }
+    try:
+        with av.open(
+            f"file:{path}", container_options=open_options(limits), timeout=limits.time_s, metadata_errors="replace"
+        ) as source:
+            template = source.streams[stream_index]
+            zero_s = (source.start_time or 0) / av.time_base
+            with contextlib.suppress(av.error.FFmpegError):  # a cut file: what came before the cut is good
+                _sort_packets(source.demux(template), zero_s, clips, packets)
+            return {
+                clip_id: data
+                for clip_id, found in packets.items()
+                if found and (data := _mux(found, template)) is not None
+            }
+    except (av.error.FFmpegError, OSError, IndexError):
+        return {}  # it does not open any more: the decode of the pictures will say why
+
+
+def _sort_packets(demuxed: Iterable[Any], zero_s: float, clips: Sequence[Clip], packets: dict[str, list[Any]]) -> None:
+    """Put every packet to the clips whose span it starts in."""
+    for packet in demuxed:
+        if packet.pts is None or packet.time_base is None:
+            continue
+        time_s = float(packet.pts * packet.time_base) - zero_s
+        for clip in clips:
+            if clip.start_s <= time_s and (clip.end_s is None or time_s < clip.end_s):
+                packets[clip.clip_id].append(packet)
 
 
 def _mux(packets: Sequence[Any], template: Any) -> bytes | None:

@@ -2,8 +2,9 @@
 
     python -m preprocess.audit data/shards/hdvila [--shards 0::100] [--workers 8]
 
-Checks the hashes of tars and sidecars against sidecars and manifest, each member's place, each sample's JSON, text and
-media (hash, number of frames, every frame decodes), and the account. Exit code 1 on any finding.
+Checks the hashes of tars and sidecars against sidecars and manifest, each member's place, each sample's JSON, texts,
+media and audio (hash, every frame decodes), and the account. A foreign set that `preprocess.index` took up has no plan
+and no hashes of its own; what it has is checked. Exit code 1 on any finding.
 """
 
 import argparse
@@ -18,13 +19,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline.data.format import METADATA_KEY, SAMPLE_JSON_FIELDS, Reason, manifest_hash, sample_key
-from pipeline.data.frames import DamagedMedia, open_clip_bytes
+from pipeline.data.format import METADATA_KEY, Reason, manifest_hash
 from pipeline.errors import InputError, PipelineError, run_command
+from preprocess.audit_sample import foreign_problems, sample_problems
+from preprocess.index import FOREIGN
 from preprocess.merge import published_shards
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
@@ -74,7 +75,16 @@ def audit_set(output: Path) -> Iterator[Finding]:
     for shard in sorted(set(rows) & set(published)):
         if _file_hash(output / f"{shard}.parquet") != rows[shard]["sidecar_sha256"]:
             yield Finding(f"{shard}.parquet", "differs from the manifest")
-    yield from _audit_account(output, published)
+    if (output / "plan").exists() or not rows:
+        yield from _audit_account(output, published)
+    else:
+        counts = {shard: row["num_samples"] for shard, row in rows.items()}
+        for shard in sorted(set(rows) & set(published)):
+            if read_facts(output / f"{shard}.parquet")["config_hash"] != FOREIGN:
+                yield Finding("plan", "is gone, so the account cannot be made; run python -m preprocess.run")
+                break
+            if pq.read_metadata(output / f"{shard}.parquet").num_rows != counts[shard]:
+                yield Finding(shard, "holds another number of samples than the manifest says")
 
 
 def _audit_account(output: Path, published: list[str]) -> Iterator[Finding]:
@@ -125,54 +135,51 @@ def _audit_shard(output: Path, shard: str) -> Iterator[Finding]:
     failures = pq.read_table(output / "failures" / f"{Path(shard).name}.parquet")
     if len(failures) != facts["num_failures"] or len(rows) != facts["num_samples"]:
         yield Finding(shard, "holds another number of rows than its sidecar says")
-    members = _members(tar_path)
+    places = _members(tar_path)
+    foreign = facts["config_hash"] == FOREIGN
+    names = {place: name for name, place in places.items()} if foreign else {}
+    manifest = json.loads((pq.read_schema(output / "manifest.parquet").metadata or {})[METADATA_KEY]) if foreign else {}
     with open(tar_path, "rb") as tar:
         for row in rows:
-            expected = {"media": row["media_ext"], "json": "json", "txt": "txt"}
-            for column, extension in expected.items():
-                place = (row[f"{column}_offset"], row[f"{column}_size"])
-                if members.pop(f"{row['key']}.{extension}", None) != place:
-                    yield Finding(f"{shard}.tar {row['key']}.{extension}", "is not where the sidecar says")
-            content = {column: _slice(tar, row[f"{column}_offset"], row[f"{column}_size"]) for column in expected}
-            for problem in sample_problems(row, content["media"], content["json"], content["txt"]):
+            members = _sample_members(row, places, names)
+            for name, place in members.values():
+                if places.pop(name, None) != place:
+                    yield Finding(f"{shard}.tar {name}", "is not where the sidecar says")
+            content = {extension: _slice(tar, *place) for extension, (_, place) in members.items()}
+            if foreign:
+                problems = foreign_problems(row, content, manifest["subtitle_from"], manifest["caption_from"])
+            else:
+                problems = sample_problems(row, content)
+            for problem in problems:
                 yield Finding(f"{shard}.tar {row['key']}", problem)
-    for name in sorted(name for name in members if not name.endswith(".mka")):
-        yield Finding(f"{shard}.tar {name}", "is a member that no row speaks of")
+    if not foreign:  # in a foreign tar other members are its owner's business
+        for name in sorted(places):
+            yield Finding(f"{shard}.tar {name}", "is a member that no row speaks of")
 
 
-def sample_problems(row: dict[str, Any], media: bytes, description: bytes, text: bytes) -> Iterator[str]:
-    """What is wrong with one sample."""
-    try:
-        facts = json.loads(description)
-        caption = text.decode("utf-8")
-    except ValueError as error:
-        yield f"its json or txt cannot be read: {error}"
-        return
-    if missing := [name for name in SAMPLE_JSON_FIELDS if name not in facts]:
-        yield f"its json lacks {', '.join(missing)}"
-        return
-    if facts["clip_id"] != row["clip_id"] or sample_key(facts["clip_id"]) != row["key"]:
-        yield f"its json speaks of {facts['clip_id']!r}"
-    if caption != (facts["subtitle"] or ""):
-        yield "its txt is not the subtitle of its json"
-    lengths = (len(facts["subtitle"] or ""), len(facts["caption"] or ""))
-    if lengths != (row["subtitle_chars"], row["caption_chars"]):
-        yield "its texts have other lengths than the sidecar says"
-    if hashlib.sha256(media).hexdigest() != facts["sha256"]:
-        yield "its media differs from the hash in its json"
-    try:
-        clip = open_clip_bytes(media, row["media_ext"])
-        frames = clip.read(range(clip.num_frames))
-    except (DamagedMedia, ValueError) as error:
-        yield f"its media cannot be decoded: {error}"
-        return
-    if not facts["num_frames"] == row["num_frames"] == len(frames):
-        yield f"it has {len(frames)} frames, but {facts['num_frames']} in its json"
-    if frames.shape[1:3] != (facts["height_px"], facts["width_px"]) or frames.dtype != np.uint8:
-        yield f"its frames are {frames.shape[2]}x{frames.shape[1]}, not as its json says"
+Place = tuple[int, int]
+"""Offset and size of a member's content in its tar."""
 
 
-def _members(path: Path) -> dict[str, tuple[int, int]]:
+def _sample_members(
+    row: dict[str, Any], places: dict[str, Place], names: dict[Place, str]
+) -> dict[str, tuple[str, Place]]:
+    """extension -> (name in the tar, place by the sidecar; by the tar for audio, which the sidecar does not list).
+
+    `names` says how the owner of a foreign tar spelled the member at a place; it is empty for our own tars.
+    """
+    found: dict[str, tuple[str, Place]] = {}
+    for column, extension in (("media", row["media_ext"]), ("json", "json"), ("txt", "txt")):
+        place = (row[f"{column}_offset"], row[f"{column}_size"])
+        if place[0] >= 0:
+            found[extension] = (names.get(place, f"{row['key']}.{extension}"), place)
+    audio = f"{row['key']}.mka"
+    if not names and audio in places:
+        found["mka"] = (audio, places[audio])
+    return found
+
+
+def _members(path: Path) -> dict[str, Place]:
     with tarfile.open(path, "r:") as tar:
         return {member.name: (member.offset_data, member.size) for member in tar}
 

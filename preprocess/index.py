@@ -29,6 +29,8 @@ from preprocess.texts import clean_text
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 1 << 20
+FOREIGN = "foreign"
+"""The config hash in the sidecars of foreign tars."""
 
 
 @dataclass(slots=True)
@@ -74,7 +76,7 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
         "shard_bytes": tar.stat().st_size,
         "num_samples": len(rows),
         "num_failures": table.num_rows,
-        "config_hash": "foreign",
+        "config_hash": FOREIGN,
         "versions": {},
     }
     write_sidecar(temporary_path(sidecar), rows, facts)

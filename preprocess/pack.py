@@ -129,6 +129,7 @@ class ShardWriter:
             "caption_source": texts.caption_source,
             "sha256": hashlib.sha256(media.data).hexdigest(),
             **({"caption_frame": caption_frame} if caption_frame is not None else {}),
+            **({"audio_sha256": hashlib.sha256(media.audio).hexdigest()} if media.audio is not None else {}),
         }
         self.duration_s += media.num_frames / media.fps
         key = sample_key(clip.clip_id)

@@ -94,6 +94,29 @@ def _stamp(seconds: float) -> str:
     return f"{int(minutes // 60):02d}:{int(minutes % 60):02d}:{rest:06.3f}"
 
 
+def write_sound(silent: Path, path: Path) -> Path:
+    """`silent` with 3 s of AAC at 16 kHz beside its pictures."""
+    rate = 16000
+    with av.open(str(silent)) as source, av.open(str(path), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        audio = target.add_stream("aac", rate=rate, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        for start in range(0, 3 * rate, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, start
+            target.mux(audio.encode(frame))
+        target.mux(audio.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def add_sound() -> Callable[[Path, Path], Path]:
+    return write_sound
+
+
 @pytest.fixture
 def painted() -> Callable[..., Path]:
     return write_painted
@@ -151,6 +174,11 @@ def write_small_set(folder: Path) -> dict[str, Any]:
         "clips": {"fps": 5, "size_px": 32},
         "shards": {"clips_per_shard": 5},
     }
+
+
+@pytest.fixture(scope="session")
+def make_small_set() -> Callable[[Path], dict[str, Any]]:
+    return write_small_set
 
 
 @pytest.fixture(scope="session")

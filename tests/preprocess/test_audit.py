@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.audit import audit_set, audit_shard, main
+from preprocess.config import PreprocessConfig
+from preprocess.index import index_folder
 from preprocess.merge import published_shards
+from preprocess.run import run
 
 
 @pytest.fixture
@@ -98,6 +102,88 @@ def test_a_sound_set_has_no_finding(sound: Path, capsys: pytest.CaptureFixture[s
 def test_every_damage_is_found(damage: Callable[[Path], None], sound: Path) -> None:
     damage(sound)
     assert any(DAMAGES[damage] in finding for finding in findings(sound)), findings(sound)
+
+
+@pytest.fixture(scope="module")
+def loud_set(
+    add_sound: Callable[[Path, Path], Path],
+    make_small_set: Callable[[Path], dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The small set again, one of its videos with sound."""
+    folder = tmp_path_factory.mktemp("loud")
+    values = make_small_set(folder)
+    video = folder / "videos" / "-vid_0.mp4"
+    silent = video.rename(folder / "silent.mp4")
+    add_sound(silent, video)
+    run(PreprocessConfig.model_validate({**values, "clips": {**values["clips"], "audio": True}}))
+    return Path(values["output"])
+
+
+def find_audio(output: Path) -> tuple[Path, str, int, int]:
+    """(tar, name, offset, size) of the first audio member."""
+    for path in sorted(output.glob("shards/*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".mka"):
+                    return path, member.name, member.offset_data, member.size
+    raise AssertionError("no audio")
+
+
+def overwrite_audio(output: Path) -> None:
+    path, _, offset, size = find_audio(output)
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"x" * size)
+
+
+def rename_audio(output: Path) -> None:
+    path, name, offset, _ = find_audio(output)
+    other = name.replace(".mka", ".mk2").encode()
+    header = bytearray(path.read_bytes()[offset - 512 : offset])
+    header[: len(other)] = other
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with open(path, "r+b") as stream:
+        stream.seek(offset - 512)
+        stream.write(header)
+
+
+AUDIO_DAMAGES: dict[Callable[[Path], None], tuple[str, ...]] = {
+    overwrite_audio: ("its audio differs from the hash", "its audio cannot be decoded"),
+    rename_audio: ("its audio is gone", "a member that no row speaks of"),
+}
+
+
+def test_sound_is_read_too(loud_set: Path) -> None:
+    assert find_audio(loud_set)
+    assert findings(loud_set) == []
+
+
+@pytest.mark.parametrize("damage", AUDIO_DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_sound_is_found(damage: Callable[[Path], None], loud_set: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(loud_set, tmp_path / "damaged"))
+    damage(output)
+    found = findings(output)
+    for words in AUDIO_DAMAGES[damage]:
+        assert any(words in finding for finding in found), found
+
+
+def test_a_foreign_set_is_checked_for_what_it_has(sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(sound / "shards/000000.tar", tmp_path / "foreign")
+    output = tmp_path / "indexed"
+    index_folder(tmp_path / "foreign", output, caption_from="txt", subtitle_from="json:subtitle")
+    assert findings(output) == []
+    row = pq.read_table(output / "shards/000000.parquet").to_pylist()[1]
+    with open(tmp_path / "foreign/000000.tar", "r+b") as stream:
+        stream.seek(row["media_offset"])
+        stream.write(b"x" * row["media_size"])
+        stream.seek(row["txt_offset"])
+        stream.write(b"   ")
+    found = findings(output)
+    for words in ("sha256", "media cannot be decoded", "other lengths"):
+        assert any(words in finding for finding in found), found
 
 
 def test_exit_code_on_damage(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:

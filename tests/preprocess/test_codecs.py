@@ -50,21 +50,11 @@ def test_settings_that_fit_no_codec_are_refused() -> None:
             ClipsConfig.model_validate(values)
 
 
-def test_audio_is_copied_for_the_span(painted: Callable[..., Path], tmp_path: Path) -> None:
-    silent, path = painted(tmp_path / "silent.mp4"), tmp_path / "x.mp4"
-    rate = 16000
-    with av.open(str(silent)) as source, av.open(str(path), "w") as target:
-        video = target.add_stream_from_template(source.streams.video[0])
-        audio = target.add_stream("aac", rate=rate, layout="mono")
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = video
-                target.mux(packet)
-        for start in range(0, 3 * rate, 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = rate, start
-            target.mux(audio.encode(frame))
-        target.mux(audio.encode(None))
+def test_audio_is_copied_for_the_span(
+    painted: Callable[..., Path], add_sound: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    silent = painted(tmp_path / "silent.mp4")
+    path, rate = add_sound(silent, tmp_path / "x.mp4"), 16000
     config = ClipsConfig(fps=5, size_px=32, audio=True)
     for media in cut(path, [Clip("a", 0.5, 2.5), Clip("b", 2.0, 2.5)], config):
         assert media.audio is not None
