@@ -8,7 +8,6 @@ other pooling heads have no class token to build video proxies from: they are re
 """
 
 import difflib
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.config import Section
 from pipeline.errors import InputError
-from pipeline.model.config import ModelConfig
+from pipeline.model.config import ModelConfig, read_json
 from pipeline.model.library import import_open_clip
 
 # OpenAI's pixel statistics; a pre-trained tag of open_clip may bring its own.
@@ -87,17 +86,8 @@ def openclip_name(name: str) -> str:
 
 def _read_by_name(name: str) -> dict[str, Any]:
     if name.endswith(".json"):
-        try:
-            content = json.loads(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read model file {name}: {error.strerror}; check the path") from None
-        except ValueError as error:
-            raise InputError(f"model file {name} is not valid JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise InputError(f"model file {name} must hold an object with embed_dim, vision_cfg and text_cfg")
-        return content
+        return read_json(Path(name))
     open_clip = import_open_clip()
-
     known = open_clip.get_model_config(openclip_name(name))
     if known is None:
         near = difflib.get_close_matches(openclip_name(name), open_clip.list_models(), n=1, cutoff=0.0)

@@ -1,13 +1,17 @@
 """`ModelConfig`: which open_clip ViT, and what CLIP-ViP adds to it.
 
 config = ModelConfig(name="ViT-B-32-quickgelu", pretrained="openai")
+config = read_model_config(Path("export/model.json"))
 """
 
+import json
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import Section
+from pipeline.errors import InputError
 
 Tower = Literal["visual", "text"]
 
@@ -68,3 +72,25 @@ class ModelConfig(Section):
         if self.num_proxies == 1 and self.proxy_init != "official":
             raise ValueError("proxy_init has no effect with num_proxies: 1; leave it at official")
         return self
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The ModelConfig that lies beside weights. InputError names the file and its first mistakes."""
+    try:
+        return ModelConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InputError(f"{path} is no model config: {'; '.join(mistakes[:3])}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return content

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.model.architecture import Architecture, TextArchitecture, VisionArchitecture
-from pipeline.model.config import ModelConfig
+from pipeline.model.config import ModelConfig, read_json, read_model_config
 from pipeline.model.formats import HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING, State, to_hugging_face
 
 EXTRA_TENSORS_FILE = "clip_vip.safetensors"
@@ -38,7 +38,7 @@ _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 
 def read_folder(folder: Path) -> tuple[State, ModelConfig]:
     """The tensors of a CLIPModel folder under Hugging Face's names, extras included, and the config they fit."""
-    hf_config = _read_json(folder / "config.json")
+    hf_config = read_json(folder / "config.json")
     if hf_config.get("model_type") != "clip":
         raise InputError(
             f"{folder}/config.json is of model_type {hf_config.get('model_type')!r}; a CLIPModel is 'clip'"
@@ -47,7 +47,7 @@ def read_folder(folder: Path) -> tuple[State, ModelConfig]:
     state = _read_tensors(folder)
     if (folder / EXTRA_TENSORS_FILE).exists():
         state |= load_file(folder / EXTRA_TENSORS_FILE)
-        config = ModelConfig.model_validate(_read_json(folder / EXTRA_CONFIG_FILE))
+        config = read_model_config(folder / EXTRA_CONFIG_FILE)
     else:
         config = ModelConfig(num_proxies=1, num_temporal=0, pooling="mean")
     update = {"name": str(folder), "architecture": architecture.model_dump(mode="json"), "image_size_px": None}
@@ -143,16 +143,6 @@ def _read_tensors(folder: Path) -> State:
     if (folder / "pytorch_model.bin").exists():
         return dict(torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True))
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ a file                                official .pt, open_clip's .pt / .bin / .sa
 weights = read_weights("pretrain_clipvip_base_32.pt")
 """
 
-import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.model import hugging_face
 from pipeline.model.architecture import Architecture, read_architecture
-from pipeline.model.config import ModelConfig
+from pipeline.model.config import ModelConfig, read_model_config
 from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING, Format, State, detect_format, to_ours
 from pipeline.model.library import import_open_clip
 
@@ -60,6 +60,11 @@ def read_weights(path: str | Path) -> Weights:
 
 def read_tensors(path: Path) -> State:
     """The tensors of one file; .pt files are read with weights_only, so no code in them runs."""
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path} is a TorchScript archive, as OpenAI published its weights: code, not tensors; "
+            "set pretrained: openai, or save the state dict that open_clip makes of it"
+        )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     # What is no archive at all is read as a bare pickle, whose reader meets foreign bytes with any of these.
@@ -105,6 +110,16 @@ def identify_official(state: State, path: str | Path) -> ModelConfig | None:
     return None
 
 
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
 def _torch_load(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -114,7 +129,7 @@ def _read_folder(folder: Path) -> Weights:
     if (target / CONFIG_FILE).is_file():
         if not (target / WEIGHTS_FILE).is_file():
             raise InputError(f"{target} holds {CONFIG_FILE} but no {WEIGHTS_FILE}; was the export interrupted?")
-        config = ModelConfig.model_validate(json.loads((target / CONFIG_FILE).read_text(encoding="utf-8")))
+        config = read_model_config(target / CONFIG_FILE)
         return Weights(read_tensors(target / WEIGHTS_FILE), "ours", config, read_architecture(config).quick_gelu)
     if (folder / "config.json").is_file():
         tensors, config = hugging_face.read_folder(folder)

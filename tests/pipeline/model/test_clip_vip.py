@@ -218,15 +218,49 @@ def test_bfloat16_autocast_on_every_golden_row() -> None:
 
 
 @pytest.mark.slow
-def test_towers_compile_without_graph_breaks() -> None:
-    model = tiny.model(torch.float32)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention": "full", "checkpoint_activations": True}, MEAN_POOLING],
+    ids=["proxies", "full_attention_checkpointed", "mean_pooling"],
+)
+def test_towers_compile_without_graph_breaks(changes: dict[str, Any]) -> None:
+    """Forward and backward, at two numbers of frames and two lengths of text; a break would be an error."""
+    model = tiny.model(torch.float32, **changes)
     compiled = copy.deepcopy(model)
     for tower in (compiled.visual, compiled.text):
         tower.compile(fullgraph=True)
     for num_frames, lengths in ((3, [3, 9]), (5, [7, 4])):
         given = {"video": video(2, num_frames, dtype=torch.float32), "subtitle": tiny.texts(lengths)}
-        for ours, eager in zip(compiled(**given)[:2], model(**given)[:2], strict=True):
+        results = []
+        for each in (compiled, model):
+            each.zero_grad()
+            features = each(**given)
+            (features.video_BD * features.subtitle_BD).sum().backward()
+            gradients = [parameter.grad for parameter in each.parameters() if parameter.grad is not None]
+            results.append([features.video_BD, features.subtitle_BD, *gradients])
+        for ours, eager in zip(*results, strict=True):
             torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_patch_dropout_compiles_without_graph_breaks() -> None:
+    model = tiny.model(torch.float32, patch_dropout=0.5).train()
+    model.visual.compile(fullgraph=True)
+    assert torch.isfinite(model(video=video(2, 3, dtype=torch.float32)).video_BD).all()
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_are_finite_at_full_length() -> None:
+    """B/16 with 32 frames: 6,276 tokens, one clip."""
+    torch.manual_seed(0)
+    model = CLIPViP.from_config(ModelConfig(name="ViT-B-16-quickgelu", checkpoint_activations=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model(video=video(1, 32, side_px=224, dtype=torch.float32), subtitle=tiny.texts([70], end_id=49407))
+    assert features.video_BD.dtype == torch.float32
+    (features.video_BD * features.subtitle_BD).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if name != "logit_scale"}
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert all(gradient.any() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize(

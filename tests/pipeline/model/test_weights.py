@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_official_weights_into_a_gelu_model_are_an_error() -> None:
         ({"name": "ViT-B-16-SigLIP"}, "no plain ViT"),
         ({"name": "ViT-B-32-quickgelu", "pretrained": "opnai"}, "nearest tag is 'openai'"),
         ({"name": "ViT-B-32-quickgelu", "pretrained": "gone/openai.pt"}, "no weights at gone/openai.pt"),
-        ({"name": "missing.json"}, "cannot read model file missing.json"),
+        ({"name": "missing.json"}, r"cannot read missing\.json: No such file"),
         ({"image_size_px": 100}, "100-px frames do not divide into 32-px patches"),
     ],
 )
@@ -250,6 +251,26 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             load_model(tmp_path / name)
+
+
+def test_a_torchscript_archive_is_named_as_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "ViT-B-32.pt", "w") as archive:
+        archive.writestr("ViT-B-32/constants.pkl", b"")
+        archive.writestr("ViT-B-32/code/__torch__.py", b"")
+    with pytest.raises(InputError, match=r"ViT-B-32\.pt is a TorchScript archive.*pretrained: openai"):
+        load_model(tmp_path / "ViT-B-32.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not valid JSON"), ("[]", "must hold a JSON object"), ('{"patch": 3}', "no model config: patch: Extra")],
+)
+def test_a_broken_config_beside_weights_is_named(tmp_path: Path, content: str, message: str) -> None:
+    model = tiny.model(torch.float32)
+    save_model(tmp_path, model.state_dict(), model.config)
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(InputError, match=rf"model\.json.*{message}"):
+        load_model(tmp_path)
 
 
 def test_the_command_converts_and_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
