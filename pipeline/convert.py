@@ -5,7 +5,8 @@
     python -m pipeline.convert runs/b32 b32_hf/ --to huggingface
     python -m pipeline.convert open_clip_weights.bin exported/ --to safetensors --name ViT-B-32-quickgelu
 
-IN is a run, checkpoint, exported or Hugging Face CLIPModel folder, an official .pt, or, with --name, an open_clip file.
+IN is a run, checkpoint, exported or Hugging Face CLIPModel folder, an official .pt, or, with --name, an open_clip file
+or an official file of another architecture. Nothing is added: a plain CLIP stays one, with mean pooling over frames.
 Nothing is overwritten.
 """
 
@@ -17,8 +18,8 @@ import torch
 from pipeline.errors import InputError, run_command
 from pipeline.model import hugging_face
 from pipeline.model.clip_vip import CLIPViP
-from pipeline.model.config import ModelConfig
 from pipeline.model.formats import TEMPORAL_EMBEDDING, to_official
+from pipeline.model.reading import config_for, read_weights
 from pipeline.model.weights import load_model, save_model
 
 TARGETS = ("safetensors", "official", "huggingface")
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> int:
     if options.name is None:
         model = load_model(source)
     else:
-        model = CLIPViP.from_config(ModelConfig(name=options.name, pretrained=str(source)))
+        config = config_for(read_weights(source).state, options.name)
+        model = CLIPViP.from_config(config.model_copy(update={"pretrained": str(source)}))
     write(model, target, options.to)
     print(f"{target}: {model.config.name} as {options.to}")
     return 0

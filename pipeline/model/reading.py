@@ -97,10 +97,9 @@ def identify_official(state: State, path: str | Path) -> ModelConfig | None:
         raise InputError(
             f"{path} is not a complete official checkpoint: it lacks {', '.join(sorted(needed - state.keys()))}"
         )
-    num_proxies = 1 + len(state.get(ADDED_PROXIES, ()))
     for name in open_clip.list_models():
         if name.endswith("-quickgelu") and name.startswith("ViT-"):
-            config = ModelConfig(name=name, num_proxies=num_proxies, num_temporal=len(state[TEMPORAL_EMBEDDING]))
+            config = config_for(state, name)
             try:
                 architecture = read_architecture(config)
             except InputError:
@@ -108,6 +107,14 @@ def identify_official(state: State, path: str | Path) -> ModelConfig | None:
             if _fits(state, architecture):
                 return config.model_copy(update={"architecture": architecture.model_dump(mode="json")})
     return None
+
+
+def config_for(state: State, name: str) -> ModelConfig:
+    """The config of model `name` that takes `state` as it is; without a temporal embedding that is a plain CLIP."""
+    if TEMPORAL_EMBEDDING not in state:
+        return ModelConfig(name=name, num_proxies=1, num_temporal=0, pooling="mean")
+    num_proxies = 1 + len(state.get(ADDED_PROXIES, ()))
+    return ModelConfig(name=name, num_proxies=num_proxies, num_temporal=len(state[TEMPORAL_EMBEDDING]))
 
 
 def _is_torchscript(path: Path) -> bool:

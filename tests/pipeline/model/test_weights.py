@@ -290,3 +290,30 @@ def test_the_command_converts_and_overwrites_nothing(tmp_path: Path, capsys: pyt
         convert.main(arguments)
     assert convert.main([str(tmp_path / "out"), str(tmp_path / "back.pt"), "--to", "official"]) == 0
     assert same(torch.load(tmp_path / "back.pt", weights_only=True), torch.load(golden.CHECKPOINT, weights_only=True))
+
+
+@pytest.mark.parametrize(("num_proxies", "num_temporal"), [(8, 5), (1, 3)])
+def test_the_command_takes_proxies_and_temporal_vectors_from_the_file(
+    tmp_path: Path, num_proxies: int, num_temporal: int
+) -> None:
+    model = tiny.model(torch.float32, num_proxies=num_proxies, num_temporal=num_temporal)
+    (tmp_path / "toy.json").write_text(json.dumps(tiny.architecture()))
+    convert.write(model, tmp_path / "released.pt", "official")
+    with pytest.raises(InputError, match="convert with --name"):
+        load_model(tmp_path / "released.pt")
+    arguments = [str(tmp_path / "released.pt"), str(tmp_path / "out"), "--to", "safetensors"]
+    assert convert.main([*arguments, "--name", str(tmp_path / "toy.json")]) == 0
+    assert same(load_model(tmp_path / "out").state_dict(), model.state_dict())
+
+
+def test_the_command_adds_nothing_to_a_plain_clip(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32, num_proxies=1, num_temporal=0, pooling="mean")
+    (tmp_path / "toy.json").write_text(json.dumps(tiny.architecture()))
+    save_file(
+        {name.removeprefix("text."): value for name, value in model.state_dict().items()}, tmp_path / "clip.safetensors"
+    )
+    arguments = [str(tmp_path / "clip.safetensors"), str(tmp_path / "out"), "--to", "safetensors"]
+    assert convert.main([*arguments, "--name", str(tmp_path / "toy.json")]) == 0
+    loaded = load_model(tmp_path / "out")
+    assert loaded.config.pooling == "mean"
+    assert same(loaded.state_dict(), model.state_dict())
