@@ -62,6 +62,8 @@ def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
     assert bench.last_step("shrink") == 20
     second = bench.launch("slurm_pretrain.py", *words, "--nodes", "4", "--resume")
     assert second.returncode == 0, second.stdout + second.stderr
+    assert "from step_00000020" in second.stdout
+    assert "s before the time limit; the longest save took" in second.stdout, "the lead was held against real saves"
     losses = bench.losses("shrink")
     assert len(losses) == NUM_STEPS
     assert all(math.isclose(losses[step], reference[step], rel_tol=1e-3) for step in reference)
