@@ -207,19 +207,22 @@ class Cluster:
                 return int(entry.name)
         return None
 
-    def kill_rank(self, job_id: str, rank: int = 0) -> None:
-        """SIGKILL one rank, as the kernel does when memory runs out."""
+    def find_rank(self, job_id: str, rank: int = 0) -> int:
+        """Pid of a rank that must be there."""
         pid = self.rank_pid(job_id, rank)
         assert pid is not None, f"job {job_id} has no rank {rank} now: the fault would not land"
-        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def kill_rank(self, job_id: str, rank: int = 0) -> None:
+        """SIGKILL one rank, as the kernel does when memory runs out."""
+        os.kill(self.find_rank(job_id, rank), signal.SIGKILL)
 
     def hold_ranks(self, job_id: str, num_ranks: int) -> list[int]:
         """Stop the ranks where they are, so that a slow fault meets a run in its middle; returns their pids."""
-        pids = [self.rank_pid(job_id, rank) for rank in range(num_ranks)]
+        pids = [self.find_rank(job_id, rank) for rank in range(num_ranks)]
         for pid in pids:
-            assert pid is not None, f"job {job_id} lacks ranks: the fault would not land"
             os.kill(pid, signal.SIGSTOP)
-        return [pid for pid in pids if pid is not None]
+        return pids
 
 
 def release(pids: list[int]) -> None:

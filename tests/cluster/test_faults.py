@@ -3,6 +3,8 @@
 A fault strikes at a step drawn from a seed. A test fails when its fault did not land: the job must have started twice.
 """
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -30,8 +32,10 @@ def test_requeue(bench: Bench, reference: Losses) -> None:
 
 def test_rank_killed_before_the_first_checkpoint(bench: Bench, reference: Losses) -> None:
     job = bench.pretrain("killed_early")
-    bench.await_step("killed_early", draw("killed_early", 1, SAVE_EVERY // 2))
-    bench.cluster.kill_rank(job, rank=1)
+    bench.await_step("killed_early", 1)
+    pid = bench.cluster.find_rank(job, 1)  # before the fault is due: looking takes a few steps
+    bench.await_step("killed_early", draw("killed_early", 2, SAVE_EVERY // 2))
+    os.kill(pid, signal.SIGKILL)
     bench.await_end(job, "killed_early")
     bench.check_resumed("killed_early", job, reference)
     ended = bench.endings("killed_early", job)[0]
