@@ -222,6 +222,7 @@ class Cluster:
         pids = [self.find_rank(job_id, rank) for rank in range(num_ranks)]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(is_held(pid) for pid in pids), 10, f"the ranks {pids} stand still", interval_s=0.01)
         return pids
 
 
@@ -232,15 +233,26 @@ def release(pids: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+def process_facts(pid: int) -> dict[str, str]:
+    """What the kernel says about a process; empty for one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+
+
+def is_held(pid: int) -> bool:
+    """Whether a process was stopped by SIGSTOP and has not gone on."""
+    return process_facts(pid).get("State", "").startswith("T")
+
+
 def was_told(pid: int) -> bool:
     """Whether SIGTERM, SIGUSR1 or SIGUSR2 waits for a held process, or SLURM has let it go on: it sends SIGCONT too."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    except FileNotFoundError:
+    facts = process_facts(pid)
+    if not facts.get("State", "").startswith("T"):
         return True
-    if not lines["State"].strip().startswith("T"):
-        return True
-    pending = int(lines["ShdPnd"], 16) | int(lines["SigPnd"], 16)
+    pending = int(facts["ShdPnd"], 16) | int(facts["SigPnd"], 16)
     return any(pending >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
 
 
