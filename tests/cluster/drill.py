@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from slurm import FINISHED, Cluster, wait_until
+from slurm import FINISHED, Cluster, is_held, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 60
@@ -171,6 +171,7 @@ class Bench:
         while True:
             wait_until(lambda: any(folder.glob(".staging-*")), 400, f"{name} saves", interval_s=0.001)
             os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: is_held(pid), 10, f"rank 0 of {name} stands still", interval_s=0.001)
             held = [path.name for path in folder.glob(".staging-*")]
             if held:
                 return held[0]
