@@ -17,19 +17,28 @@ from launch.cluster import ROOT
 PACKAGES = ("launch", "pipeline", "preprocess")
 
 
-def take_snapshot(jobs_folder: Path) -> Path:
-    """Copy our packages below `jobs_folder`, unless the same code is there already."""
-    files = sorted(
+def code_files() -> list[Path]:
+    """All files of our packages."""
+    return sorted(
         path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file() and _is_code(path)
     )
+
+
+def snapshot_folder(jobs_folder: Path) -> Path:
+    """Where `take_snapshot` puts the code as it is now."""
     digest = hashlib.sha256()
-    for path in files:
+    for path in code_files():
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    target = jobs_folder / "code" / digest.hexdigest()[:12]
+    return jobs_folder / "code" / digest.hexdigest()[:12]
+
+
+def take_snapshot(jobs_folder: Path) -> Path:
+    """Copy our packages below `jobs_folder`, unless the same code is there already."""
+    target = snapshot_folder(jobs_folder)
     if target.exists():
         return target
     fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for path in files:
+    for path in code_files():
         copy = fresh / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

@@ -27,7 +27,7 @@ from launch.cluster import ROOT, ClusterConfig, Resources, minutes_of, sbatch_pa
 from launch.job import TaskSettings, Work, run_work
 from launch.run_folder import JobFolder
 from launch.script import setup_lines
-from launch.snapshot import take_snapshot
+from launch.snapshot import snapshot_folder, take_snapshot
 from pipeline.errors import InputError, RunError
 
 
@@ -72,9 +72,7 @@ def make_executor(job: Job, site: ClusterConfig, code: Path, after: Sequence[str
 
 def batch_script(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: str = "afterok") -> str:
     """The sbatch script, as it would be submitted; nothing is written."""
-    executor = make_executor(
-        job, site, JobFolder(job.work.run_folder).path / "code" / "<hash of the code>", after, condition
-    )
+    executor = make_executor(job, site, snapshot_folder(JobFolder(job.work.run_folder).path), after, condition)
     if job.array:
         executor.parameters["map_count"] = len(job.array)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))

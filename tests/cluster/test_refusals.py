@@ -28,9 +28,9 @@ def test_full_run_folder_is_refused(bench: Bench, reference) -> None:
 
 
 def refuse(bench: Bench, message: str, *words: str) -> None:
-    before = bench.cluster.squeue().keys()
+    before = bench.cluster.squeue().keys()  # SLURM forgets old ones meanwhile
     done = bench.launch("slurm_pretrain.py", "--config", bench.file("pretrain.yaml"), *words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, "one line"
-    assert bench.cluster.squeue().keys() == before, "nothing was queued"
+    assert bench.cluster.squeue().keys() <= before, "nothing was queued"

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 
 import pytest
 import yaml
@@ -124,18 +123,13 @@ def test_local_processes_get_the_same_losses(bench: Bench, reference: Losses) ->
 def test_dry_run_shows_what_is_submitted(bench: Bench, shards, words: tuple[str, ...]) -> None:
     name = f"shown{len(words)}"
     config = ["--config", bench.file("pretrain.yaml"), "--name", name, "--nodes", "2", *words]
-    before = bench.cluster.squeue().keys()
+    before = bench.cluster.squeue().keys()  # SLURM forgets old ones meanwhile
     shown = bench.launch("slurm_pretrain.py", *config, "--dry-run")
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout + shown.stderr
-    assert bench.cluster.squeue().keys() == before, "nothing was queued"
+    assert bench.cluster.squeue().keys() <= before, "nothing was queued"
     assert not bench.run_folder(name).exists()
     script = shown.stdout.split("# sbatch script\n")[1].split("# plan\n")[0]
     job = bench.queue("slurm_pretrain.py", *config)[0]
     bench.cluster.run("scancel", job)
     submitted = (bench.run_folder(name) / "jobs" / f"{job}_submission.sh").read_text()
-    assert stripped(script) == stripped(submitted)
-
-
-def stripped(script: str) -> list[str]:
-    """The lines of a script, without the hash that only a submission has."""
-    return re.sub(r"/code/(<hash of the code>|[0-9a-f]{12})", "/code/hash", script).strip().splitlines()
+    assert script.strip() == submitted.strip()

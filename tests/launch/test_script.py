@@ -55,7 +55,7 @@ def test_script_contents(tmp_path: Path, site_file: str) -> None:
 
 def run_script(script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     # The fake job runs the checkout itself; the snapshot is made at submission only.
-    script = script.replace("<hash of the code>", "x").replace("PYTHONSAFEPATH=1", f"PYTHONPATH={ROOT}")
+    script = script.replace("PYTHONSAFEPATH=1", f"PYTHONPATH={ROOT}")
     return subprocess.run(
         ["bash"], input=script, text=True, capture_output=True, env=os.environ | environment, timeout=60, cwd=ROOT
     )
@@ -112,7 +112,7 @@ def test_time_limit_is_noticed_while_srun_hangs(tmp_path: Path, site_file: str, 
         scontrol=f'echo "$@" >> {tmp_path}/asked; [ "$1" = requeue ] || echo JobState=COMPLETING Reason=TimeLimit',
     )
     script = batch_script(make_job(run_folder), load_site(site_file, {}))
-    script = script.replace("<hash of the code>", "x").replace("PYTHONSAFEPATH=1", f"PYTHONPATH={ROOT}")
+    script = script.replace("PYTHONSAFEPATH=1", f"PYTHONPATH={ROOT}")
     (tmp_path / "job.sh").write_text(script)
     environment = os.environ | {"SLURM_JOB_ID": "7", "RUN": str(run_folder)}
     batch = subprocess.Popen(["bash", str(tmp_path / "job.sh")], env=environment, cwd=ROOT, start_new_session=True)
