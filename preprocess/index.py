@@ -4,11 +4,13 @@
 
 The tars stay where they are; OUTPUT gets links to them, a sidecar for each and a manifest, and is a source like any
 other. A sample is a run of adjacent members with one key; it counts if it holds a video or an image, and is listed in
-the failures otherwise. Nothing in a tar is unpickled or run; only places and sizes are read, and the texts.
+the failures otherwise, as are a key that came before and the rest of a tar that is cut short. Nothing in a tar is
+unpickled or run; only places and sizes are read, and the texts.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION, Reason
 from pipeline.data.frames import DamagedMedia, open_clip_bytes
 from pipeline.errors import InputError, run_command
 from preprocess.failures import FailureTable
-from preprocess.merge import summarise_shards
+from preprocess.merge import published_shards, summarise_shards
 from preprocess.pack import write_sidecar
 from preprocess.publish import publish, temporary_path
 from preprocess.records import Failure
@@ -45,13 +47,20 @@ class Members:
 
 def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_from: str) -> dict[str, Any]:
     """Write sidecars and a manifest over all tars below `foreign`; returns the statistics."""
-    tars = sorted(foreign.rglob("*.tar"))
+    tars = {
+        f"shards/{'-'.join(tar.relative_to(foreign).with_suffix('').parts)}": tar
+        for tar in sorted(foreign.rglob("*.tar"))
+    }
     if not tars:
         raise InputError(f"{foreign} holds no .tar file")
+    if (output / "plan").exists():
+        raise InputError(f"{output} is a shard set of ours; give the index another folder")
     for name in ("shards", "failures"):
         (output / name).mkdir(parents=True, exist_ok=True)
-    for tar in tars:
-        shard = f"shards/{'-'.join(tar.relative_to(foreign).with_suffix('').parts)}"
+    for shard in set(published_shards(output)) - set(tars):
+        for path in (f"{shard}.parquet", f"{shard}.tar", f"failures/{Path(shard).name}.parquet"):
+            (output / path).unlink(missing_ok=True)
+    for shard, tar in tars.items():
         index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from)
     return summarise_shards(output, subtitle_from=subtitle_from, caption_from=caption_from)
 
@@ -62,6 +71,9 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
     sidecar, failures = output / f"{shard}.parquet", output / "failures" / f"{Path(shard).name}.parquet"
     with FailureTable(temporary_path(failures), shard) as table, open(tar, "rb") as stream:
         for sample in read_samples(tar):
+            if isinstance(sample, Failure):
+                table.add(sample)
+                continue
             row = describe(sample, stream, caption_from=caption_from, subtitle_from=subtitle_from)
             if isinstance(row, Failure):
                 table.add(row)
@@ -87,8 +99,30 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
     publish(temporary_path(sidecar), sidecar)
 
 
-def read_samples(tar: Path) -> Iterator[Members]:
-    """Runs of adjacent members with one key: the part of the name before the first dot after the last slash."""
+def read_samples(tar: Path) -> Iterator[Members | Failure]:
+    """Runs of adjacent members with one key; a `Failure` for a key that came before, and for the rest of a cut tar."""
+    seen: set[str] = set()
+    cut_after = None
+    size = tar.stat().st_size
+    for sample in _read_runs(tar):
+        if sample.key in seen:
+            yield Failure(sample.key, "", Reason.DUPLICATE_CLIP, f"a key that came before in {tar.name}")
+            continue
+        seen.add(sample.key)
+        if sample.end <= size:
+            yield sample
+        else:
+            cut_after = sample.key
+    with open(tar, "rb") as stream:
+        stream.seek(-min(size, 2 * tarfile.BLOCKSIZE), io.SEEK_END)
+        closed = not any(stream.read())
+    if not closed:
+        where = f"in sample {cut_after}" if cut_after is not None else f"after {len(seen)} samples"
+        yield Failure(cut_after or "", "", Reason.VIDEO_UNREADABLE, f"{tar.name} is cut short {where}")
+
+
+def _read_runs(tar: Path) -> Iterator[Members]:
+    """As `webdataset` groups them: the key is the part of the name before the first dot after the last slash."""
     current: Members | None = None
     try:
         with tarfile.open(tar, "r:") as members:
@@ -97,16 +131,16 @@ def read_samples(tar: Path) -> Iterator[Members]:
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if current is None or key != current.key:
+                key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+                if current is None or key != current.key or extension in current.places:
                     if current is not None:
                         yield current
                     current = Members(key, member.offset)
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                current.places[extension.lower()] = (member.offset_data, member.size)
-                current.end = end
+                current.places[extension] = (member.offset_data, member.size)
+                current.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     except tarfile.TarError as error:
-        raise InputError(f"{tar} is no plain tar ({error}); unpack or remove it") from None
+        if current is None:
+            raise InputError(f"{tar} is no plain tar ({error}); unpack or remove it") from None
     if current is not None:
         yield current
 

@@ -92,3 +92,46 @@ def test_command_line(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     (foreign / "00002.tar").write_bytes(b"x" * 2000)
     with pytest.raises(InputError, match="no plain tar"):
         main([str(foreign), str(tmp_path / "out2")])
+
+
+def test_a_tar_that_is_cut_short_gives_its_whole_samples(foreign: Path, tmp_path: Path) -> None:
+    """video2dataset leaves such tars under their final names."""
+    path = foreign / "part1" / "00001.tar"
+    content = path.read_bytes()
+    second = content.index(b"a/000011.png")
+    for length, delivered in ((len(content), 2), (second, 1), (second + 600, 1), (600, 0)):
+        path.write_bytes(content[:length])
+        stats = index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+        assert stats["num_delivered"] == 1 + delivered
+        rows = pq.read_table(tmp_path / "out/failures/part1-00001.parquet").to_pylist()
+        assert [row["reason"] for row in rows] == (["video_unreadable"] if length < len(content) else [])
+        assert all("cut short" in row["detail"] for row in rows)
+
+
+def test_a_key_that_comes_twice_counts_once(foreign: Path, tmp_path: Path) -> None:
+    """Adjacent or not: training finds a sample by its key."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, format="JPEG")
+    with tarfile.open(foreign / "00002.tar", "w") as tar:
+        for key, text in (("k", b"one"), ("k", b"two"), ("other", b"three"), ("k", b"four")):
+            add(tar, f"{key}.jpg", picture.getvalue())
+            add(tar, f"{key}.txt", text)
+    index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+    kept = pq.read_table(tmp_path / "out/shards/00002.parquet").to_pylist()
+    assert [(row["key"], row["caption_chars"]) for row in kept] == [("k", 3), ("other", 5)]
+    lost = pq.read_table(tmp_path / "out/failures/00002.parquet").to_pylist()
+    assert [(row["clip_id"], row["reason"]) for row in lost] == [("k", "duplicate_clip")] * 2
+
+
+def test_a_second_index_follows_the_folder_and_never_enters_a_set_of_ours(foreign: Path, tmp_path: Path) -> None:
+    index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+    (foreign / "00000.tar").unlink()
+    stats = index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+    assert (stats["num_shards"], stats["num_delivered"]) == (1, 2)
+    assert [path.name for path in sorted((tmp_path / "out/shards").iterdir())] == [
+        "part1-00001.parquet",
+        "part1-00001.tar",
+    ]
+    (tmp_path / "ours" / "plan").mkdir(parents=True)
+    with pytest.raises(InputError, match="another folder"):
+        index_folder(foreign, tmp_path / "ours", caption_from="txt", subtitle_from="")
