@@ -9,6 +9,7 @@ a caption, with its settings, goes into `caption_source`.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,22 @@ def open_captioner(config: CaptionerConfig, seed: int) -> Captioner | None:
     if config.kind == "open_clip":
         return _OpenClipCaptioner(config, seed)
     return _TransformersCaptioner(config, seed)
+
+
+def captioner_versions(config: CaptionerConfig) -> dict[str, Any]:
+    """What a generated caption depends on beside the config: libraries, kind of device, threads of a CPU."""
+    if config.kind == "none":
+        return {}
+    import torch
+
+    device, _ = _device_and_dtype(config)
+    on_gpu = device.type == "cuda"
+    library = {"open_clip": "open_clip_torch", "transformers": "transformers"}[config.kind]
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        **({} if on_gpu else {"caption_threads": torch.get_num_threads()}),
+        **{name: version(name) for name in ("torch", "torchvision", "pillow", library)},
+    }
 
 
 def clip_seed(seed: int, clip_id: str) -> int:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pipeline.config import load_config, render_help, split_arguments
 from pipeline.data.format import Reason
 from pipeline.errors import InputError, run_command
-from preprocess.caption import Captioner, open_captioner
+from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.merge import account, merge, published_shards
@@ -37,10 +37,11 @@ def recaption(config: PreprocessConfig, captioner: Captioner) -> dict[str, Any]:
     """Caption every shard that this captioner has not seen; returns the statistics of the set."""
     recover(config.output)
     wanted = {"source": config.captioner.source, "replace": config.captioner.replace}
+    versions = captioner_versions(config.captioner)
     for shard in tqdm(published_shards(config.output), unit=" shards", desc="recaption", mininterval=1.0):
         facts = read_facts(config.output / f"{shard}.parquet")
         if facts.get("recaptioned") != wanted:
-            recaption_shard(config, captioner, shard, {**facts, "recaptioned": wanted})
+            recaption_shard(config, captioner, shard, {**facts, "recaptioned": wanted, "recaption_versions": versions})
     return merge(config.output)
 
 

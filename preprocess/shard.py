@@ -8,6 +8,7 @@ for done in build_shard(plan.shard(12), tools, facts):    # VideoDone after each
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import av
 import pyarrow as pa
 
 from pipeline.data.format import Reason
-from preprocess.caption import Captioner, open_captioner
+from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.cut import cut_clips
@@ -46,6 +47,8 @@ class Tools:
     locate: VideoLocator
     texts: Texts
     captioner: Captioner | None
+    captioner_versions: dict[str, Any]
+    """What generated captions depend on beside the config."""
 
     @classmethod
     def open(cls, config: PreprocessConfig) -> "Tools":
@@ -54,18 +57,20 @@ class Tools:
             VideoLocator(config.videos),
             Texts.open(config.texts, config.output),
             open_captioner(config.captioner, config.seed),
+            captioner_versions(config.captioner),
         )
 
 
 def shard_facts(config_hash: str) -> dict[str, Any]:
     """What the bytes of a shard depend on beside its plan; kept in every sidecar."""
-    libraries = {name: ".".join(str(part) for part in version) for name, version in av.library_versions.items()}
+    libraries = {name: ".".join(str(part) for part in numbers) for name, numbers in av.library_versions.items()}
     return {
         "config_hash": config_hash,
         "versions": {
             "ffmpeg": ffmpeg_version(),
             "pyav": av.__version__,
             "pyarrow": pa.__version__,
+            "webdataset": version("webdataset"),
             "machine": platform.machine(),
             "threads": 1,
             **libraries,
@@ -79,6 +84,7 @@ def build_shard(
     """Write and publish one shard. Videos in `poisoned` killed a worker before: they fail unread, with that reason."""
     config = tools.config
     batches = CaptionBatches(tools.captioner, config.captioner, config.texts.require)
+    facts = {**facts, "versions": {**facts["versions"], **tools.captioner_versions}}
     with ShardWriter(config.output, plan.name, facts) as writer:
         for video in plan.videos:
             failures_before, duration_before_s = writer.num_failures, writer.duration_s

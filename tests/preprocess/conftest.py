@@ -142,7 +142,7 @@ def read_painted() -> Callable[[np.ndarray], int]:
     return read_number
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hdvila() -> Callable[..., Path]:
     return write_hdvila
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.generate import Rules, beam_search, nucleus
 from preprocess.merge import published_shards
+from preprocess.pack import read_facts
 from preprocess.records import Clip, Failure, Media
 from preprocess.run import run
 from preprocess.texts import ClipTexts
@@ -181,9 +183,12 @@ def test_eight_captions_come_back_out_of_the_tars(
             tmp_path / "videos" / f"v{number}.mp4",
             num_frames=25,
             size=(64, 64),
-            draw=lambda frame, width, height, number=number: pattern(number, height, width),
+            # 4 delivered frames, of source frames 0, 5, 10, 15: only number int(4 / 2) shows what was learned.
+            draw=lambda frame, width, height, number=number: pattern(
+                number if 8 <= frame <= 12 else 100, height, width
+            ),
         )
-        videos[f"v{number}"] = [(f"v{number}.7.mp4", 0.0, 0.9)]
+        videos[f"v{number}"] = [(f"v{number}.7.mp4", 0.0, 0.8)]
     hdvila(tmp_path / "hdvila_part0.jsonl", videos)
     values = {
         "output": str(tmp_path / "shards"),
@@ -199,6 +204,9 @@ def test_eight_captions_come_back_out_of_the_tars(
     for shard in published_shards(tmp_path / "shards"):
         import tarfile
 
+        versions = read_facts(tmp_path / "shards" / f"{shard}.parquet")["versions"]
+        assert versions["torch"] == version("torch") and versions["device"] == "cpu"
+        assert {"open_clip_torch", "caption_threads", "ffmpeg", "pyav", "machine", "threads"} <= set(versions)
         with tarfile.open(tmp_path / "shards" / f"{shard}.tar") as tar:
             for member in tar:
                 if member.name.endswith(".json"):
