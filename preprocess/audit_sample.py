@@ -57,7 +57,7 @@ def foreign_problems(
         yield problem
     elif row["num_frames"] != len(frames):
         yield f"it has {len(frames)} frames, but {row['num_frames']} in its sidecar"
-    yield from _text_lengths(row, _text_at(members, subtitle_from), _text_at(members, caption_from))
+    yield from _text_lengths(row, text_at(members, subtitle_from), text_at(members, caption_from))
 
 
 def _text_lengths(row: Mapping[str, Any], subtitle: str | None, caption: str | None) -> Iterator[str]:
@@ -65,7 +65,8 @@ def _text_lengths(row: Mapping[str, Any], subtitle: str | None, caption: str | N
         yield "its texts have other lengths than the sidecar says"
 
 
-def _text_at(members: Mapping[str, bytes], place: str) -> str | None:
+def text_at(members: Mapping[str, bytes], place: str) -> str | None:
+    """The text at `txt` or `json:FIELD`, however its owner wrote it; None where there is none."""
     if place == "txt":
         return clean_text(members.get("txt", b"").decode("utf-8", "replace"))
     if place:

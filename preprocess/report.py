@@ -12,6 +12,7 @@ import html
 import io
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.data.format import METADATA_KEY
 from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
 from pipeline.errors import InputError, run_command
+from preprocess.audit_sample import text_at
 from preprocess.merge import published_shards
 from preprocess.publish import write_atomically
 
@@ -43,11 +46,12 @@ figure { margin: 0; } figcaption { font-size: .85em; color: #555; }
 
 @dataclass(frozen=True, slots=True)
 class SampleText:
-    """One random sample: its row, its description, and where it lies."""
+    """One random sample: its row, its texts, and where it lies."""
 
     shard: str
     row: dict[str, Any]
-    facts: dict[str, Any]
+    subtitle: str | None
+    caption: str | None
 
 
 def render(output: Path, num_clips: int, seed: int) -> str:
@@ -69,8 +73,8 @@ def render(output: Path, num_clips: int, seed: int) -> str:
         histogram([row["duration_s"] for _, row in rows], "length of a clip, s"),
         histogram([row["media_size"] / 1000 for _, row in rows], "size of a clip, kB"),
         histogram([row["num_frames"] for _, row in rows], "frames of a clip"),
-        histogram(_words(texts, "subtitle"), "words of a subtitle"),
-        histogram(_words(texts, "caption"), "words of a caption"),
+        histogram(_words(sample.subtitle for sample in texts), "words of a subtitle"),
+        histogram(_words(sample.caption for sample in texts), "words of a caption"),
         "</div>",
         "<h2>Random clips</h2>",
         '<div class="clips">',
@@ -123,17 +127,22 @@ def _account_table(stats: dict[str, Any]) -> str:
 
 
 def _read_texts(output: Path, picked: list[tuple[str, dict[str, Any]]]) -> list[SampleText]:
+    facts = json.loads((pq.read_schema(output / "manifest.parquet").metadata or {})[METADATA_KEY])
     samples = []
     for shard, row in picked:
+        members = {}
         with open(output / f"{shard}.tar", "rb") as stream:
-            stream.seek(row["json_offset"])
-            facts = json.loads(stream.read(row["json_size"])) if row["json_size"] else {}
-        samples.append(SampleText(shard, row, facts))
+            for name in ("json", "txt"):
+                if row[f"{name}_offset"] >= 0:
+                    stream.seek(row[f"{name}_offset"])
+                    members[name] = stream.read(row[f"{name}_size"])
+        subtitle, caption = (text_at(members, facts[place]) for place in ("subtitle_from", "caption_from"))
+        samples.append(SampleText(shard, row, subtitle, caption))
     return samples
 
 
-def _words(samples: list[SampleText], kind: str) -> list[float]:
-    return [float(len(sample.facts[kind].split())) for sample in samples if sample.facts.get(kind)]
+def _words(texts: Iterable[str | None]) -> list[float]:
+    return [float(len(text.split())) for text in texts if text]
 
 
 def _clip_card(output: Path, sample: SampleText) -> str:
@@ -141,8 +150,8 @@ def _clip_card(output: Path, sample: SampleText) -> str:
         stream.seek(sample.row["media_offset"])
         media = stream.read(sample.row["media_size"])
     texts = "".join(
-        f"<p><b>{kind}</b> {html.escape(str(sample.facts.get(kind) or '(none)'))}</p>"
-        for kind in ("subtitle", "caption")
+        f"<p><b>{kind}</b> {html.escape(text or '(none)')}</p>"
+        for kind, text in (("subtitle", sample.subtitle), ("caption", sample.caption))
     )
     name = html.escape(f"{sample.row['clip_id']}, {sample.row['duration_s']:.1f} s, {sample.shard}")
     return f'<div class="clip">{_strip(media, sample.row["media_ext"])}{texts}<p class="id">{name}</p></div>'
@@ -155,7 +164,9 @@ def _strip(media: bytes, extension: str) -> str:
         frames = clip.read(uniform_indices(clip.num_frames, _FRAMES_PER_CLIP))
     except (DamagedMedia, ValueError):
         return "<p>(cannot be decoded)</p>"
-    picture = Image.fromarray(np.concatenate(list(frames), axis=1))
+    gap = max(2, frames.shape[2] // 50)
+    spaced = [np.pad(frame, ((0, 0), (0, gap), (0, 0)), constant_values=255) for frame in frames]
+    picture = Image.fromarray(np.concatenate(spaced, axis=1))
     picture.thumbnail((640, 200))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=80)

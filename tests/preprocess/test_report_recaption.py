@@ -12,6 +12,7 @@ import pytest
 
 from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
+from preprocess.index import index_folder
 from preprocess.merge import published_shards
 from preprocess.recaption import _set_aside, read_shard, recaption, recover
 from preprocess.report import histogram, main
@@ -56,6 +57,18 @@ def test_report_is_one_file_that_loads_nothing(
     first = page
     main([str(output), "--clips", "5"])
     assert (output / "report.html").read_text() == first
+    capsys.readouterr()
+
+
+def test_report_shows_the_texts_of_a_foreign_set(
+    finished_set: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(Path(finished_set["output"]) / "shards/000000.tar", tmp_path / "foreign")
+    index_folder(tmp_path / "foreign", tmp_path / "indexed", caption_from="txt", subtitle_from="")
+    assert main([str(tmp_path / "indexed"), "--clips", "2"]) == 0
+    page = (tmp_path / "indexed" / "report.html").read_text()
+    assert page.count("<b>caption</b> so this is") == 2 and page.count("<b>subtitle</b> (none)") == 2
     capsys.readouterr()
 
 
