@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 
+from pipeline.losses.terms import TERMS, TEXTS, LossName, kinds_of
 from pipeline.model.architecture import Architecture, read_architecture
 from pipeline.model.config import ModelConfig
 
@@ -85,16 +86,15 @@ class ClipWork:
         return sum(sequence.activation_bytes(bytes_per_value) for sequence in self.sequences)
 
     @classmethod
-    def of(cls, config: ModelConfig, *, num_frames: int, num_text_tokens: int, loss_name: str) -> Self:
+    def of(cls, config: ModelConfig, *, num_frames: int, num_text_tokens: int, loss_name: LossName) -> Self:
         """The sequences that `loss_name` needs of one clip."""
         architecture = read_architecture(config)
         vision, text = architecture.vision_cfg, architecture.text_cfg
         patches = round((vision.image_size // vision.patch_size) ** 2 * (1 - config.patch_dropout))
-        has_captions = loss_name not in ("vs", "vs_dsl")
-        has_frame = loss_name.endswith("fc") or loss_name == "concatenated"
-        clips = [num_frames, 1] if has_frame else [num_frames]
+        kinds = kinds_of(TERMS[loss_name])
+        clips = [num_frames, 1] if "f" in kinds else [num_frames]
         watched = [_video(config, architecture, patches, frames) for frames in clips]
-        num_texts = 2 if has_captions else 1
+        num_texts = sum(kind in TEXTS for kind in kinds)
         read = Tokens(num_text_tokens, num_text_tokens**2, text.width, text.layers, text.mlp_ratio)
         sequences = (*watched, *[read] * num_texts)
         stem = 2 * 3 * vision.patch_size**2 * vision.width * (vision.image_size // vision.patch_size) ** 2 * sum(clips)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.data.batch import Batch
 from pipeline.engine import Engine
-from pipeline.losses import LossConfig, contrastive_loss
+from pipeline.losses import TERMS, LossConfig, contrastive_loss
+from pipeline.losses.terms import kinds_of
 
 Inputs = dict[str, Tensor]
 Terms = dict[str, Tensor]
@@ -35,12 +36,13 @@ class Objective:
 
     def inputs(self, batch: Batch) -> Inputs:
         """The model's inputs; what the loss does not use is not encoded."""
-        given = {"video": batch.video_BTCHW, "subtitle": batch.subtitle_BL}
-        if self.config.name not in ("vs", "vs_dsl"):
-            given["caption"] = batch.caption_BL
-        if self.config.name.endswith("fc") or self.config.name == "concatenated":
-            given["middle"] = batch.middle_BCHW
-        return given
+        given = {
+            "v": ("video", batch.video_BTCHW),
+            "s": ("subtitle", batch.subtitle_BL),
+            "f": ("middle", batch.middle_BCHW),
+            "c": ("caption", batch.caption_BL),
+        }
+        return dict(given[kind] for kind in kinds_of(TERMS[self.config.name]))
 
     def __call__(self, features: Any, has_subtitle_B: Tensor, has_caption_B: Tensor) -> tuple[Tensor, Terms]:
         """The loss over the clips of all ranks, and its terms."""

@@ -2,12 +2,13 @@
 
 Shapes: B clips, N tokens, M proxies, T frames, P patches a frame, H heads, E width of a head, W width of the model.
 
-    block = Block(width=768, heads=12, mlp_ratio=4.0, quick_gelu=True, layer_scale=None)
+    block = Block(BlockShape(width=768, heads=12, mlp_ratio=4.0, quick_gelu=True, layer_scale=None))
     x_BNW = block(x_BNW, partial(proxy_guided_attention, num_proxies=4, num_frames=12))
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -92,20 +93,33 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """What the blocks of a tower have in common."""
+
+    width: int
+    heads: int
+    mlp_ratio: float
+    quick_gelu: bool
+    layer_scale: float | None
+    """Where the factors of the residual branches start; None: there are none."""
+
+
 class Block(nn.Module):
     """Pre-norm residual block: attention, then MLP."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, quick_gelu: bool, layer_scale: float | None) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
+        width, layer_scale = shape.width, shape.layer_scale
+        hidden = int(width * shape.mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, shape.heads)
         self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, hidden),
-                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                gelu=QuickGELU() if shape.quick_gelu else nn.GELU(),
                 c_proj=nn.Linear(hidden, width),
             )
         )
@@ -121,10 +135,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, layers: int, *, checkpoint_activations: bool, **block: int | float | bool | None) -> None:
+    def __init__(self, layers: int, shape: BlockShape, *, checkpoint_activations: bool) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
-        self.resblocks = nn.ModuleList([Block(**block) for _ in range(layers)])  # type: ignore[arg-type]
+        self.resblocks = nn.ModuleList([Block(shape) for _ in range(layers)])
 
     def forward(self, x_BNW: Tensor, attend: Attend) -> Tensor:
         """[B, N, W] to [B, N, W]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.model.architecture import Architecture, TextArchitecture
 from pipeline.model.config import ModelConfig
-from pipeline.model.layers import Transformer, full_attention
+from pipeline.model.layers import BlockShape, Transformer, full_attention
 
 
 def end_positions(ids_BL: Tensor, text: TextArchitecture) -> Tensor:
@@ -41,12 +41,14 @@ class TextTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.transformer = Transformer(
             text.layers,
+            BlockShape(
+                width=text.width,
+                heads=text.heads,
+                mlp_ratio=text.mlp_ratio,
+                quick_gelu=architecture.quick_gelu,
+                layer_scale=text.ls_init_value,
+            ),
             checkpoint_activations=config.checkpoint_activations,
-            width=text.width,
-            heads=text.heads,
-            mlp_ratio=text.mlp_ratio,
-            quick_gelu=architecture.quick_gelu,
-            layer_scale=text.ls_init_value,
         )
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, architecture.embed_dim))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.model.architecture import Architecture
 from pipeline.model.config import ModelConfig
-from pipeline.model.layers import Transformer, full_attention, proxy_guided_attention
+from pipeline.model.layers import BlockShape, Transformer, full_attention, proxy_guided_attention
 
 
 class VideoTower(nn.Module):
@@ -41,12 +41,14 @@ class VideoTower(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(
             vision.layers,
+            BlockShape(
+                width=width,
+                heads=width // vision.head_width,
+                mlp_ratio=vision.mlp_ratio,
+                quick_gelu=architecture.quick_gelu,
+                layer_scale=vision.ls_init_value,
+            ),
             checkpoint_activations=config.checkpoint_activations,
-            width=width,
-            heads=width // vision.head_width,
-            mlp_ratio=vision.mlp_ratio,
-            quick_gelu=architecture.quick_gelu,
-            layer_scale=vision.ls_init_value,
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.losses import LossConfig, contrastive_loss
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
-from pipeline.model.layers import Transformer
+from pipeline.model.layers import BlockShape, Transformer
 from pipeline.model.text_tower import trim_texts
 from tests.pipeline.model import dense, golden, tiny
 
@@ -315,6 +315,6 @@ def test_the_tokenizer_is_small_and_keeps_the_end_of_long_texts() -> None:
 
 
 def test_transformer_without_layers_is_the_identity() -> None:
-    block = {"width": 8, "heads": 2, "mlp_ratio": 4.0, "quick_gelu": True, "layer_scale": None}
+    shape = BlockShape(width=8, heads=2, mlp_ratio=4.0, quick_gelu=True, layer_scale=None)
     x = torch.randn(1, 3, 8)
-    assert Transformer(0, checkpoint_activations=False, **block)(x, lambda q, k, v: q) is x
+    assert Transformer(0, shape, checkpoint_activations=False)(x, lambda q, k, v: q) is x

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import convert
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import to_ours
@@ -317,3 +317,29 @@ def test_the_command_adds_nothing_to_a_plain_clip(tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "out")
     assert loaded.config.pooling == "mean"
     assert same(loaded.state_dict(), model.state_dict())
+
+
+def test_a_tag_brings_its_weights_and_its_pixel_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    twin = open_clip.model.CLIP(**tiny.architecture())
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: twin)
+    # Of the tags of this model, laion2b_s32b_b82k has mean and deviation 0.5 instead of OpenAI's.
+    values = {"name": "ViT-L-14", "architecture": tiny.architecture(quick_gelu=False), "num_proxies": 2}
+    model = CLIPViP.from_config(ModelConfig.model_validate(values | {"pretrained": "laion2b_s32b_b82k"}))
+    assert torch.equal(model.visual.proj, twin.visual.proj)
+    assert torch.equal(model.text.token_embedding.weight, twin.token_embedding.weight)
+    assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    def fail(name: str, pretrained: str) -> None:
+        raise RuntimeError("no network\nmore lines")
+
+    monkeypatch.setattr(open_clip, "create_model", fail)
+    with pytest.raises(
+        RunError, match=r"^open_clip could not fetch ViT-B-32-quickgelu openai: no network; give a local"
+    ):
+        CLIPViP.from_config(ModelConfig(name="ViT-B-32-quickgelu", pretrained="openai"))
