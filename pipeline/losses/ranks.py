@@ -1,4 +1,4 @@
-"""The collectives of the loss: gather with gradient, sum without. One rank without a process group.
+"""The collectives of the loss: gather and exchange with gradient, sum without. One rank without a process group.
 
 B clips of this rank, N clips of all ranks
 
