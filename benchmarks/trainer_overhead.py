@@ -1,10 +1,11 @@
 """What the trainer costs beyond forward, backward and optimizer: the real loop against a bare one, in turns.
 
-    python benchmarks/trainer_overhead.py [STEPS] [CLIPS] [FRAMES]
+    python -m benchmarks.trainer_overhead [ROUNDS] [CLIPS] [FRAMES] [ZERO_STAGE]
 
 Both train the tiny CLIP-ViP on the same batches in memory with the same AdamW and clipping. The bare loop is nine lines
-of torch; the real one is `pipeline.trainer.train` under DeepSpeed (ZeRO 0, one rank), with checks, votes and a log line
-every 20 steps. CPU seconds per step are compared, since other processes may share the machine; medians over blocks.
+of torch; the real one is `pipeline.trainer.train` under DeepSpeed (one rank), with checks, votes and a log line every
+20 steps. A round is 20 steps of each, the one that begins changes every round; CPU seconds per step are compared within
+a round, since other processes may share the machine.
 """
 
 import statistics
@@ -32,6 +33,9 @@ from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
 from pipeline.trainer import Progress, Run, train
 from pipeline.wandb_mirror import WandbMirror
+
+STEPS = 20
+DEFAULTS = ["15", "64", "6", "0"]
 
 ARCHITECTURE = {
     "embed_dim": 64,
@@ -76,6 +80,7 @@ class SameBatch:
     def __init__(self, batch: Any) -> None:
         self.batch = batch
         self.bad_by_reason: dict[str, int] = {}
+        self.composition = [len(batch)]
 
     def __iter__(self) -> Any:
         while True:
@@ -96,34 +101,37 @@ def bare_loop(
         optimizer.zero_grad()
 
 
-def real_loop(folder: Path, engine: Engine, objective: Objective, batch: Any, optim: OptimConfig, steps: int) -> None:
-    """`pipeline.trainer.train`, without saving at the end."""
+def real_loop(
+    folder: Path, engine: Engine, objective: Objective, batch: Any, optim: OptimConfig, progress: Progress
+) -> None:
+    """`pipeline.trainer.train` for 20 steps, without saving at the end."""
+    until = progress.step + STEPS
     config = TrainConfig.model_validate(
         {
             "name": "overhead",
             "runs_dir": folder,
-            "steps": steps + 1,
-            "stop_at_step": steps,
+            "steps": 10**6,
+            "stop_at_step": until,
             "data": {"sources": [{"shards": "none"}]},
             "batch": {"global_batch_size": len(batch)},
             "optim": optim,
         }
     )
-    saver = Saver(folder, CheckpointConfig(every_steps=0), "", lambda *_: None, lambda: None, last_step=steps)
+    saver = Saver(folder, CheckpointConfig(every_steps=0), "", lambda *_: None, lambda: None, last_step=until)
     stream: Any = SameBatch(batch)
     stream.state_dict = dict
     with StopRequest() as stop:
         run = Run(
             config=config,
-            total_steps=steps + 1,
+            total_steps=10**6,
             engine=engine,
             stream=stream,
             objective=objective,
             evaluate=lambda _: {},
             saver=saver,
-            metrics=MetricsFile(folder / "metrics.jsonl", 0),
+            metrics=MetricsFile(folder / "metrics.jsonl", progress.step),
             stop=stop,
-            progress=Progress(),
+            progress=progress,
             clock=StepClock(engine.device),
             work=Work(1, 1.0, None),
             mirror=WandbMirror(None),
@@ -133,13 +141,13 @@ def real_loop(folder: Path, engine: Engine, objective: Objective, batch: Any, op
 
 def main() -> None:
     """Print the ratio."""
-    steps, num_clips, num_frames = (int(word) for word in [*sys.argv[1:], *["40", "64", "6"][len(sys.argv) - 1 :]])
+    rounds, num_clips, num_frames, stage = (int(word) for word in [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]])
     torch.set_num_threads(1)
     optim = OptimConfig(lr=1e-4)
     objective, batch = Objective(LossConfig()), make_batch(num_clips, num_frames)
     bare = make_model(num_frames)
     bare_optimizer = make_optimizer(parameter_groups(bare.named_parameters(), optim), optim)
-    config = EngineConfig(zero_stage=0, precision="fp32", device="cpu")
+    config = EngineConfig.model_validate({"zero_stage": stage, "precision": "fp32", "device": "cpu"})
     with quiet():
         device = start_distributed(config)
         model = make_model(num_frames)
@@ -153,20 +161,23 @@ def main() -> None:
             passthrough={},
         )
     spent: dict[str, list[float]] = {"bare": [], "trainer": []}
+    progress = Progress()
     with tempfile.TemporaryDirectory() as folder:
-        for block in range(6):
-            for name in spent:
+        for number in range(rounds + 1):
+            for name in sorted(spent, reverse=number % 2 == 1):
                 start = time.process_time()
                 if name == "bare":
-                    bare_loop(bare, bare_optimizer, objective, batch, optim, steps)
+                    bare_loop(bare, bare_optimizer, objective, batch, optim, STEPS)
                 else:
-                    real_loop(Path(folder), engine, objective, batch, optim, steps)
-                if block > 0:  # the first block warms up
-                    spent[name].append((time.process_time() - start) / steps)
-    medians = {name: statistics.median(times) for name, times in spent.items()}
-    for name, seconds in medians.items():
-        print(f"{name:8} {seconds * 1e3:8.2f} ms of CPU per step of {num_clips} clips x {num_frames} frames")
-    print(f"trainer / bare = {medians['trainer'] / medians['bare']:.4f}")
+                    real_loop(Path(folder), engine, objective, batch, optim, progress)
+                if number > 0:  # the first round warms up
+                    spent[name].append((time.process_time() - start) / STEPS)
+    for name, seconds in spent.items():
+        median = statistics.median(seconds) * 1e3
+        print(f"{name:8} {median:8.2f} ms of CPU per step of {num_clips} clips x {num_frames} frames")
+    ratios = [ours / theirs for ours, theirs in zip(spent["trainer"], spent["bare"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"trainer / bare, ZeRO {stage}, {rounds} rounds: median {middle:.4f}, quartiles {low:.4f} to {high:.4f}")
 
 
 if __name__ == "__main__":

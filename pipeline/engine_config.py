@@ -34,6 +34,14 @@ DERIVED_KEYS = frozenset(
 """What our own config decides; repeating it in the `deepspeed` section is an error."""
 
 
+REDUCE_BUCKET_ELEMENTS = 50_000_000
+"""Gradients that ZeRO reduces at a time, unless deepspeed.zero_optimization.reduce_bucket_size says otherwise.
+
+DeepSpeed's own 500 M elements are a buffer of 2 GB, more than all gradients of these models, and one reduction at the
+very end of the backward pass.
+"""
+
+
 class EngineConfig(Section):
     """How the step runs: ZeRO, precision, device."""
 
@@ -92,7 +100,10 @@ def deepspeed_config(
     elif config.precision == "fp16":
         made["fp16"] = {"enabled": True, "initial_scale_power": 16}
     made |= {key: value for key, value in passthrough.items() if key != "zero_optimization"}
-    made["zero_optimization"] = {"stage": config.zero_stage} | dict(passthrough.get("zero_optimization", {}))
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage > 0:
+        zero["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
+    made["zero_optimization"] = zero | dict(passthrough.get("zero_optimization", {}))
     return made
 
 

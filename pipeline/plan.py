@@ -16,6 +16,7 @@ with quiet():
     import torch
 
     from pipeline.data.index import Manifest
+    from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS
     from pipeline.flops import GPUS, ClipWork, Gpu
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.train_config import TrainConfig
@@ -58,29 +59,37 @@ class Plan:
         return self.clips / self.clips_per_s / 3600
 
     def states_gb(self, stage: int) -> float:
-        """Parameters, gradients and optimizer per GPU: see `state_bytes_per_parameter`."""
-        return self.parameters * state_bytes_per_parameter(stage, self.num_gpus) / 1e9
+        """Parameters, gradients, optimizer and DeepSpeed's buffers per GPU."""
+        states = self.parameters * state_bytes_per_parameter(stage, self.num_gpus)
+        return (states + buffer_bytes(stage, self.num_gpus, self.parameters)) / 1e9
 
     @property
     def activations_gb(self) -> float:
-        """Per GPU, in bf16; with checkpointing only the input of each layer."""
+        """Per GPU, in bf16, and the bf16 copies of the weights; with checkpointing only the input of each layer."""
         per_clip = self.work.activation_bytes(2)
         if self.checkpointing:
             per_clip = sum(4 * each.tokens * each.width * each.layers for each in self.work.sequences)
-        return per_clip * self.clips_per_gpu / self.micro_batches / 1e9
+        return (per_clip * self.clips_per_gpu / self.micro_batches + 2 * self.parameters) / 1e9
 
 
 def state_bytes_per_parameter(stage: int, world_size: int) -> float:
-    """fp32 parameters, gradients, two moments; ZeRO 1 to 3 keep a master copy of their partition as well.
+    """fp32 parameters, gradients and two moments at the fullest moment of a step.
+
+    ZeRO 1 and 2 have a master copy as well, and part all but the parameters: a gradient goes into its partition as soon
+    as it is reduced. Under ZeRO 3 either the parameters are whole, when forward turns to backward, or the update has
+    its partition of the gradient twice.
 
     >>> state_bytes_per_parameter(0, 8), state_bytes_per_parameter(1, 4), state_bytes_per_parameter(3, 10)
-    (16.0, 11.0, 2.0)
+    (16.0, 8.0, 6.0)
     """
-    if stage == 0:
-        return 16.0
-    whole = {1: 4 + 4, 2: 4, 3: 0}[stage]
-    parted = {1: 12, 2: 4 + 12, 3: 4 + 4 + 12}[stage]
-    return whole + parted / world_size
+    return (16.0, 4 + 16 / world_size, 4 + 16 / world_size, max(4 + 20 / world_size, 24 / world_size))[stage]
+
+
+def buffer_bytes(stage: int, world_size: int, parameters: int) -> int:
+    """What reducing takes beside the gradients: ZeRO 0 all of them once more, else a bucket and what waits for it."""
+    waiting = min(REDUCE_BUCKET_ELEMENTS, parameters) if stage in (1, 2) else 0
+    elements = REDUCE_BUCKET_ELEMENTS + waiting if stage > 0 else parameters * (world_size > 1)
+    return 4 * elements
 
 
 def make_plan(config: TrainConfig, *, gpu: str, num_gpus: int, mfu: float, num_clips: int | None) -> Plan:

@@ -13,7 +13,7 @@ from pipeline.engine_config import EngineConfig
 from pipeline.gradient import Objective, backward_batch
 from pipeline.losses import LossConfig
 from pipeline.optim import OptimConfig, make_optimizer, parameter_groups
-from tests.pipeline.tiny import make_batch, make_model
+from tests.pipeline.tiny import architecture, make_batch, make_model
 
 
 def make_engine(
@@ -43,10 +43,13 @@ def whole_gradients(engine: Engine) -> dict[str, Tensor]:
     return found
 
 
-def gradient_case(stage: int, micro_batches: int, loss: str, num_clips: int, **changes: Any) -> Any:
+def gradient_case(
+    stage: int, micro_batches: int, loss: str, num_clips: int, bucket: int | None = None, **changes: Any
+) -> Any:
     """Loss, gradients and gradient norm of one global batch; `changes` are the model's."""
     model = make_model(**changes)
-    engine = make_engine(stage, model, OptimConfig(clip_norm=0))
+    passthrough = {} if bucket is None else {"zero_optimization": {"reduce_bucket_size": bucket}}
+    engine = make_engine(stage, model, OptimConfig(clip_norm=0), passthrough)
     engine.train()
     batch = make_batch(num_clips, rank=rank(), world_size=world_size())
     objective = Objective(LossConfig.model_validate({"name": loss}))
@@ -142,6 +145,51 @@ def steps_case(stage: int, passthrough: dict[str, Any], settings: dict[str, Any]
     weights = engine.whole_weights()
     close(engine)
     return found, weights
+
+
+def memory_case(stage: int) -> list[int]:
+    """Parameters of a model of mostly weights, and the most bytes of tensors after forward, backward and update."""
+    from unittest import mock
+
+    from pipeline.optim import ClampedAdamW
+
+    before, seen = live_storages(), []
+    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 512, "layers": 3}}
+    engine = make_engine(stage, make_model(architecture=wide), OptimConfig(clip_norm=0.0))
+    engine.train()
+    engine.module.register_forward_hook(lambda *_: look())
+    batch, objective = make_batch(2, rank=rank(), world_size=world_size()), Objective(LossConfig(name="vsc_fc"))
+    true_step = ClampedAdamW.step
+
+    def look() -> None:
+        seen.append(sum(size for place, size in live_storages().items() if place not in before))
+
+    def step(self: ClampedAdamW) -> None:
+        true_step(self)
+        look()
+
+    with mock.patch.object(ClampedAdamW, "step", step):
+        for _ in range(2):
+            backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+            look()
+            engine.step()
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    close(engine)
+    return [parameters, max(seen)]
+
+
+def live_storages() -> dict[int, int]:
+    """Address -> bytes of what every reachable tensor, or its gradient, lies in."""
+    import gc
+
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) in (Tensor, nn.Parameter):
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None and tensor.device.type == "cpu":
+                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return found
 
 
 def groups_case(argv: list[str]) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
+from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS, EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
+from pipeline.plan import buffer_bytes, state_bytes_per_parameter
 from tests.pipeline import cases
 from tests.pipeline.model import golden
 from tests.pipeline.ranks import RankPool
@@ -50,6 +51,18 @@ def test_twenty_official_steps_follow_the_golden_trajectory(request, ranks, stag
         assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3, abs=2e-4), row["step"]
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3, abs=1e-2), row["step"]
         assert row["logit_scale"] == pytest.approx(expected["logit_scale"], abs=2e-6), row["step"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_plan_knows_the_memory_of_a_step(request, ranks, stage):
+    """All tensors that live at the turns of a step; a bucket is released at these moments but under ZeRO 3."""
+    pool = request.getfixturevalue("single" if ranks == 1 else "pair")
+    for parameters, measured in pool.run(cases.memory_case, stage):
+        expected = state_bytes_per_parameter(stage, ranks) * parameters
+        expected += buffer_bytes(stage, ranks, parameters) if stage == 3 else 0
+        assert measured == pytest.approx(expected, rel=0.05)
 
 
 OFFLOADED = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
@@ -111,7 +124,11 @@ def test_engine_only_keys_pass_through():
         rows_per_rank=2,
         passthrough={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "wall_clock_breakdown": True},
     )
-    assert made["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    assert made["zero_optimization"] == {
+        "stage": 2,
+        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "offload_optimizer": {"device": "cpu"},
+    }
     assert made["gradient_clipping"] == 1.5
     assert made["wall_clock_breakdown"] is True
     assert made["torch_autocast"]["lower_precision_safe_modules"] == []

@@ -10,7 +10,7 @@ from pipeline.gradient import Objective
 from pipeline.losses import LossConfig
 from pipeline.plan import main as plan_main
 from pipeline.plan import state_bytes_per_parameter
-from tests.pipeline.tiny import FRAMES, TOKENS, make_batch, make_model, model_config, write_config
+from tests.pipeline.tiny import FRAMES, TOKENS, architecture, make_batch, make_model, model_config, write_config
 
 NUM_CLIPS = 4
 
@@ -39,21 +39,26 @@ def test_operations_equal_the_counted_ones(loss, changes):
     assert work_of(loss, **changes).training_flops == pytest.approx(counted, rel=0.1)
 
 
-def test_activation_memory_is_near_what_autograd_keeps():
-    model, batch = make_model(), make_batch(NUM_CLIPS)
-    kept: dict[int, int] = {}
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activation_memory_is_what_autograd_keeps(bf16):
+    """In bf16 the graph keeps a copy of every weight too, whatever the number of clips."""
+    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 256, "layers": 3}}
+    model, batch = make_model(architecture=wide), make_batch(NUM_CLIPS)
+    kept: dict[int, torch.UntypedStorage] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = model(**Objective(LossConfig(name="vsc_fc")).inputs(batch))
-    assert features.video_BD is not None
-    assert work_of().activation_bytes(4) * NUM_CLIPS == pytest.approx(sum(kept.values()), rel=0.25)
+    graph = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with graph, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        model(**Objective(LossConfig(name="vsc_fc")).inputs(batch))
+    expected = work_of(architecture=wide).activation_bytes(2 if bf16 else 4) * NUM_CLIPS
+    expected += 2 * sum(parameter.numel() for parameter in model.parameters()) if bf16 else 0
+    assert expected == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.05)
 
 
 def test_the_paper_s_models_cost_what_the_design_says():
@@ -63,7 +68,7 @@ def test_the_paper_s_models_cost_what_the_design_says():
         assert work.training_flops / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
-@pytest.mark.parametrize(("stage", "ranks", "expected"), [(0, 1, 16.0), (1, 1, 20.0), (2, 4, 8.0), (3, 4, 5.0)])
+@pytest.mark.parametrize(("stage", "ranks", "expected"), [(0, 1, 16.0), (1, 1, 20.0), (2, 4, 8.0), (3, 4, 9.0)])
 def test_states_by_stage(stage, ranks, expected):
     assert state_bytes_per_parameter(stage, ranks) == expected
 
