@@ -37,6 +37,7 @@ class WandbMirror:
         run = _guarded(lambda: _init(run_folder, wanted, project, config, _run_id(run_folder)), f"{wanted} start")
         if run is None and wanted == "online":
             logger.warning("wandb: going on offline")
+            _guarded(_forget_failed_start, "the clean-up")
             run = _guarded(lambda: _init(run_folder, "offline", project, config, _run_id(run_folder)), "offline start")
         return cls(run)
 
@@ -112,6 +113,13 @@ def _init(
     for name in ("config.yaml", "code.json"):
         run.save(str(run_folder / name), base_path=str(run_folder), policy="now")
     return run
+
+
+def _forget_failed_start() -> None:
+    """The service of a start that failed holds on to the run's id, and a second start under it would fail as well."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _log(run: Any, step: int, values: dict[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """wandb absent, broken or down never stops a run; what it gets comes from the lines of metrics.jsonl."""
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ class FakeRun:
 def wandb(monkeypatch):
     """A wandb that notes what it is told; `wandb.broken` holds the modes in which it fails to start."""
     fake = SimpleNamespace(runs=[], inits=[], broken=set(), Settings=lambda **settings: settings)
+    fake.teardown = lambda: None
 
     def init(**settings: Any) -> FakeRun:
         fake.inits.append(settings)
@@ -90,6 +93,25 @@ def test_a_server_that_is_down_leaves_the_offline_run(tmp_path, wandb):
     wandb.broken = {"online"}
     assert start(tmp_path).is_active
     assert [settings["mode"] for settings in wandb.inits] == ["online", "offline"]
+
+
+@pytest.mark.heavy
+def test_a_server_that_cannot_be_reached_leaves_a_real_offline_run(tmp_path):
+    """The real wandb, in a process of its own: nobody listens at that address."""
+    for name in ("config.yaml", "code.json", "metrics.jsonl"):
+        (tmp_path / name).write_text('{"step": 1, "train/loss": 2.0}\n' if name == "metrics.jsonl" else "{}")
+    code = (
+        "import sys; from pathlib import Path; from pipeline import wandb_mirror\n"
+        "wandb_mirror.INIT_LIMIT_S = 3\n"
+        "mirror = wandb_mirror.WandbMirror.start(Path(sys.argv[1]), mode='online', project='p', config={'a': 1})\n"
+        "assert mirror.is_active; mirror.log(1, {'x': 1.0}); mirror.finish()\n"
+        "assert wandb_mirror.main([sys.argv[1], 'offline']) == 0\n"
+    )
+    environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
+    recorded = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len({path.name for path in recorded}) == 2, "the run, and its rebuild under a new id"
+    assert all(path.stat().st_size > 0 for path in recorded)
 
 
 def test_failing_in_the_middle_ends_the_mirror_only(tmp_path, wandb, monkeypatch):

@@ -25,9 +25,8 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 
 
 def stream_of(written: Any, batch: int = 7, rank: int = 0, world_size: int = 1, **options: Any) -> Stream:
-    config = DataConfig(
-        sources=[SourceConfig(shards=str(written.folder))], num_frames=2, num_text_tokens=6, num_workers=0, **options
-    )
+    source = SourceConfig(shards=str(written.folder))
+    config = DataConfig(sources=[source], num_frames=2, num_text_tokens=6, **{"num_workers": 0, **options})
     return Stream(
         config, global_batch_size=batch, image_size_px=32, tokenize=tokenize, seed=7, rank=rank, world_size=world_size
     )
@@ -116,6 +115,36 @@ def test_a_deleted_shard_is_masked_clip_by_clip(make_set: MakeSet) -> None:
     (batch,) = islice(stream, 1)
     assert {bad.key for bad in batch.bad} == set(written.keys[4:])
     assert stream.bad_by_reason == {"shard_missing": 3}
+
+
+def test_a_shard_that_was_replaced_before_it_was_opened_is_seen(make_set: MakeSet) -> None:
+    written, other = make_set([4, 4]), make_set([3], "other")
+    batches = iter(stream := stream_of(written, batch=4, shuffle=False))
+    assert next(batches).valid_B.all()
+    other.tar(0).replace(written.tar(1))
+    assert [bad.key for bad in next(batches).bad] == list(written.keys[4:])
+    assert stream.bad_by_reason.keys() <= {"shard_changed", "shard_truncated", "tar_invalid"}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_may_be_deleted_or_replaced_while_workers_read(make_set: MakeSet, num_workers: int) -> None:
+    """A worker that has a shard open goes on reading it as it was; one that has not masks it, clip by clip."""
+    written, other = make_set([4, 4, 4, 4]), make_set([3], "other")
+    stream = stream_of(written, batch=4, shuffle=False, num_workers=num_workers, prefetch_batches=1)
+    batches = iter(stream)
+    assert all(next(batches).valid_B.all() for _ in range(2))
+    written.tar(0).unlink()
+    written.tar(3).unlink()
+    other.tar(0).replace(written.tar(2))
+    late = [next(batches) for _ in range(6)]
+    assert [len(batch) for batch in late] == [4] * 6
+    masked = {key for batch in late for key, valid in zip(batch.keys, batch.valid_B, strict=True) if not valid}
+    assert masked <= set(written.keys[:4] + written.keys[8:])
+    if not num_workers:
+        assert masked == set(written.keys[8:])
+    assert stream.bad_by_reason.keys() <= {"shard_missing", "shard_changed", "shard_truncated", "tar_invalid"}
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_damage_is_the_same_at_every_world_size(make_set: MakeSet) -> None:
