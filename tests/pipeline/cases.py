@@ -153,8 +153,8 @@ def memory_case(stage: int) -> list[int]:
 
     from pipeline.optim import ClampedAdamW
 
-    before, seen = live_storages(), []
-    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 512, "layers": 3}}
+    before, seen, watched = live_storages(), [], [False]
+    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 256, "layers": 3}}
     engine = make_engine(stage, make_model(architecture=wide), OptimConfig(clip_norm=0.0))
     engine.train()
     engine.module.register_forward_hook(lambda *_: look())
@@ -162,14 +162,16 @@ def memory_case(stage: int) -> list[int]:
     true_step = ClampedAdamW.step
 
     def look() -> None:
-        seen.append(sum(size for place, size in live_storages().items() if place not in before))
+        if watched[0]:
+            seen.append(sum(size for place, size in live_storages().items() if place not in before))
 
     def step(self: ClampedAdamW) -> None:
         true_step(self)
         look()
 
     with mock.patch.object(ClampedAdamW, "step", step):
-        for _ in range(2):
+        for looks in (False, True):
+            watched[0] = looks  # the moments are there from the second step on
             backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
             look()
             engine.step()
