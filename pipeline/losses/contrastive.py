@@ -157,7 +157,7 @@ def _at_least_float32(value: Tensor) -> Tensor:
 def _checked_features(
     given: dict[str, Tensor | None], terms: tuple[Term, ...], name: str, has_subtitle_B: Tensor, has_caption_B: Tensor
 ) -> dict[str, Tensor]:
-    """The features that `terms` use. InputError for one that is missing, or shapes that do not match."""
+    """The features that `terms` use. InputError for one that is missing, for shapes or devices that differ."""
     used: dict[str, Tensor] = {}
     for kind in kinds_of(terms):
         feature_BD = given[kind]
@@ -174,4 +174,8 @@ def _checked_features(
         raise InputError(f"features must all be [B, D] with B = {num_clips} as the masks say, got {shapes}")
     if len(has_caption_B) != num_clips:
         raise InputError(f"has_subtitle has {num_clips} rows, but has_caption {len(has_caption_B)}")
+    devices = {NAMES[kind]: str(feature_BD.device) for kind, feature_BD in used.items()}
+    devices |= {"has_subtitle": str(has_subtitle_B.device), "has_caption": str(has_caption_B.device)}
+    if len(set(devices.values())) > 1:
+        raise InputError(f"features and masks must be on one device, got {devices}")
     return used

@@ -115,12 +115,14 @@ def test_one_clip_has_nothing_to_be_told_from(name: LossName) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_missing_and_misshaped_features_are_named() -> None:
+def test_missing_and_misshaped_and_misplaced_features_are_named() -> None:
     (v, s, _, c), scale, has_s, has_c = make_batch(masked=False)
     with pytest.raises(InputError, match="vsc_fc needs features of the middle frame"):
         contrastive_loss(v, s, None, c, scale, has_s, has_c, LossConfig(name="vsc_fc"))
     with pytest.raises(InputError, match=r"B = 24.*'subtitle': \[23, 16\]"):
         contrastive_loss(v, s[1:], None, None, scale, has_s, has_c, LossConfig(name="vs"))
+    with pytest.raises(InputError, match=r"one device, got \{'subtitle': 'meta', 'video': 'cpu'"):
+        contrastive_loss(v, s.to("meta"), None, None, scale, has_s, has_c, LossConfig(name="vs"))
 
 
 @pytest.mark.heavy
