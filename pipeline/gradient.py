@@ -136,6 +136,18 @@ def _backward_plain(
     return torch.stack(losses).mean(), mean_terms
 
 
+def without_finite_features(engine: Engine, objective: Objective, batch: Batch, micro_batches: int) -> list[str]:
+    """The keys of this rank's clips with a feature that is no number: what to look at after a NaN. All ranks."""
+    inputs, found = objective.inputs(batch), []
+    for rows in row_slices(len(batch), micro_batches):
+        with torch.no_grad():
+            features = engine(**_rows(inputs, rows))
+        finite = [feature.isfinite().all(dim=1) for feature in features if feature is not None and feature.ndim == 2]
+        is_fine = torch.stack(finite).all(dim=0).tolist()
+        found += [key for key, fine in zip(batch.keys[rows], is_fine, strict=True) if key and not fine]
+    return found
+
+
 def _leaf(pieces: tuple[Tensor | None, ...]) -> Tensor | None:
     """One feature of all parts as the start of a new graph; None where the model was not asked for it."""
     first = pieces[0]

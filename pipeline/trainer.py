@@ -7,17 +7,17 @@ gradient -> checks -> update -> what is due (log, evaluation, checkpoint).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.checkpoint.save import Saver
 from pipeline.data.batch import Batch
 from pipeline.data.stream import Stream
-from pipeline.dist import any_ranks, gather_values, rank
+from pipeline.dist import any_ranks, gather_values
 from pipeline.engine import Engine
 from pipeline.errors import RunError
-from pipeline.gradient import Objective, Terms, backward_batch
+from pipeline.gradient import Objective, Terms, backward_batch, without_finite_features
 from pipeline.log import MetricsFile, logger
 from pipeline.meters import StepClock, Work, console_line
 from pipeline.optim import set_learning_rate
@@ -127,18 +127,36 @@ def skip_or_stop(run: Run, step: int, batch: Batch, loss: float, norm: float) ->
     """A loss or gradient that is no number: name it, then leave the weights as they are, or stop. All ranks."""
     run.engine.drop_gradients()
     run.progress.skipped += 1
-    keys = gather_values([key for key in batch.keys if key])
-    named = "; ".join(f"rank {number}: {', '.join(found)}" for number, found in enumerate(keys))
     what = f"step {step}: loss {loss}, gradient norm {norm}"
-    logger.error(f"{what} in the batch of {named}")
+    suspect = suspects(run, batch)
+    logger.error(f"{what} {suspect}")
     allowed = run.config.failure.skip_nonfinite_batches
     if run.progress.skipped > allowed:
         raise RunError(
-            f"{what} (rank {rank()} had {', '.join(keys[rank()][:3])}, ...; all keys are in logs/); the weights were "
-            "not touched and the checkpoints are good; look at these samples, lower optim.lr, or set "
-            f"failure.skip_nonfinite_batches over {allowed}"
+            f"{what} {shortened(suspect)}; the weights were not touched and the checkpoints are good; look at these "
+            f"samples, lower optim.lr, or set failure.skip_nonfinite_batches over {allowed}"
         )
     logger.warning(f"skipped step {step}, {run.progress.skipped} of {allowed} that are allowed")
+
+
+def suspects(run: Run, batch: Batch) -> str:
+    """Rank by rank, the clips whose features are no numbers; all clips of the batch where there is none. All ranks."""
+    batch = batch.to(run.engine.device)
+    mine = without_finite_features(run.engine, run.objective, batch, run.config.batch.micro_batches)
+    everyone = gather_values((mine, [key for key in batch.keys if key]))
+    if any(guilty for guilty, _ in everyone):
+        named = [(number, guilty) for number, (guilty, _) in enumerate(everyone) if guilty]
+        return "through clips whose features are no numbers: " + _by_rank(named)
+    return "with features that are numbers, in the batch of " + _by_rank(enumerate(keys for _, keys in everyone))
+
+
+def _by_rank(named: Iterable[tuple[int, list[str]]]) -> str:
+    return "; ".join(f"rank {number}: {', '.join(keys)}" for number, keys in named)
+
+
+def shortened(text: str, limit: int = 300) -> str:
+    """The beginning of a long list, and where the rest is."""
+    return text if len(text) <= limit else f"{text[:limit]} ... (all are in logs/)"
 
 
 def merge_counts(run: Run) -> None:

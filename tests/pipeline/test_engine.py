@@ -54,8 +54,7 @@ def test_twenty_official_steps_follow_the_golden_trajectory(request, ranks, stag
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)])
 def test_the_plan_knows_the_memory_of_a_step(request, ranks, stage):
     """All tensors that live at the turns of a step; a bucket is released at these moments but under ZeRO 3."""
     pool = request.getfixturevalue("single" if ranks == 1 else "pair")

@@ -37,7 +37,7 @@ def test_nan_stops_before_the_weights_are_touched(shards, pools, tmp_path):  # n
     code, message = pools(2).run(cases.training_with_poison, [str(config), "engine.zero_stage=1"], [7])[0]
     assert code == 1
     assert message.startswith("step 7: loss nan")
-    assert "rank 0 had v0+" in message
+    assert "numbers, in the batch of rank 0: v0+" in message
     run = tmp_path / "runs/run"
     assert newest_intact(run)[0] == run / "checkpoints/step_00000004"
     assert [row["step"] for row in losses(run)] == list(range(1, 7))

@@ -106,6 +106,16 @@ def test_a_run_leaves_a_whole_folder(uninterrupted):
     assert not (uninterrupted / "owner.json").exists()
 
 
+def test_everything_promised_is_logged(uninterrupted):
+    (*_, row) = read_metrics(uninterrupted / "metrics.jsonl")
+    promised = """train/loss train/loss_s_to_v train/loss_c_to_f train/logit_scale train/lr train/grad_norm
+        train/param_norm train/epoch train/samples speed/clips_per_s speed/tokens_per_s speed/step_median_s
+        speed/step_worst_s speed/data_wait memory/peak_gb checkpoint/stall_s checkpoint/write_s time/data_s
+        time/gradient_s time/update_s"""
+    assert set(promised.split()) <= row.keys(), sorted(row)
+    assert "speed/mfu" not in row, "the peak of a CPU is not known"
+
+
 def test_a_finished_run_is_exported(uninterrupted):
     exported = load_model(uninterrupted / "export")
     for name, tensor in weights(uninterrupted).items():

@@ -1,14 +1,18 @@
-"""Parts of the loop that need no engine. Whole runs are in test_train and test_faults."""
+"""Parts of the loop that need no DeepSpeed. Whole runs are in test_train and test_faults."""
 
 import logging
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from pipeline.gradient import Objective
 from pipeline.log import logger
-from pipeline.train_config import FailureConfig
-from pipeline.trainer import Progress, watch_for_spike
+from pipeline.losses import LossConfig
+from pipeline.train_config import BatchConfig, FailureConfig
+from pipeline.trainer import Progress, shortened, suspects, watch_for_spike
+from tests.pipeline.tiny import make_batch, make_model
 
 
 def test_a_loss_far_above_its_running_mean_is_reported(
@@ -24,3 +28,30 @@ def test_a_loss_far_above_its_running_mean_is_reported(
         watch_for_spike(run, 30, 20.0)
     assert [record.message.split(",")[0] for record in caplog.records] == ["loss spike at step 30: 20"]
     assert progress.loss_mean is not None and 2.0 < progress.loss_mean < 20.0
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_clip_whose_features_are_no_numbers_is_named(micro_batches: int) -> None:
+    model, batch = make_model(), make_batch(8)
+
+    def engine(**inputs: Any) -> Any:
+        features = model(**inputs)
+        is_fifth = (inputs["subtitle"] == batch.subtitle_BL[5]).all(dim=1)
+        spoilt = torch.where(is_fifth[:, None], torch.nan, features.subtitle_BD)
+        return features._replace(subtitle_BD=spoilt)
+
+    engine.device = torch.device("cpu")  # type: ignore[attr-defined]
+    run: Any = SimpleNamespace(
+        engine=engine,
+        objective=Objective(LossConfig(name="vsc_fc")),
+        config=SimpleNamespace(batch=BatchConfig(micro_batches=micro_batches)),
+    )
+    assert suspects(run, batch) == "through clips whose features are no numbers: rank 0: clip5"
+    run.engine = model
+    model.device = torch.device("cpu")
+    assert suspects(run, batch).startswith("with features that are numbers, in the batch of rank 0: clip0, clip1, ")
+
+
+def test_long_lists_are_cut_with_a_pointer() -> None:
+    assert shortened("short") == "short"
+    assert shortened("k" * 400) == "k" * 300 + " ... (all are in logs/)"
