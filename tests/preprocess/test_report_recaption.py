@@ -1,8 +1,10 @@
 """The HTML page is whole in itself; new captions come into old shards, whatever interrupts them."""
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
 from preprocess.index import index_folder
 from preprocess.merge import published_shards
+from preprocess.pack import read_facts
 from preprocess.recaption import _set_aside, read_shard, recaption, recover
 from preprocess.report import histogram, main
 
@@ -122,3 +125,56 @@ def test_a_kill_in_the_middle_of_the_swap(config: PreprocessConfig, new_tar_is_t
     check_sound(config.output)
     facts = json.loads((config.output / "stats.json").read_text())
     assert facts["num_captions"] == 0
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def die_before(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let this process die before its `step`-th change of a visible file; the dead change nothing more."""
+    left = [step]
+
+    def mortal(act: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*values: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return act(*values, **options)
+
+        return wrapped
+
+    patch.setattr(os, "link", mortal(os.link))
+    patch.setattr(Path, "replace", mortal(Path.replace))
+    patch.setattr(Path, "unlink", mortal(Path.unlink))
+
+
+def digest(output: Path) -> dict[str, bytes]:
+    names = ["shards/*", "failures/*", "manifest.parquet", "stats.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for name in names for path in sorted(output.glob(name))}
+
+
+@pytest.mark.heavy
+def test_a_kill_at_any_step_of_recaption_changes_no_byte(config: PreprocessConfig, tmp_path: Path) -> None:
+    undisturbed = config.model_copy(update={"output": Path(shutil.copytree(config.output, tmp_path / "undisturbed"))})
+    recaption(undisturbed, describe)
+    num_deaths = 0
+    for step in range(100):
+        killed = config.model_copy(update={"output": Path(shutil.copytree(config.output, tmp_path / f"at_{step}"))})
+        with pytest.MonkeyPatch.context() as patch:
+            die_before(step, patch)
+            try:
+                recaption(killed, describe)
+            except Killed:
+                num_deaths += 1
+            else:
+                break
+        for tar in killed.output.glob(
+            "shards/*.tar"
+        ):  # what training may see meanwhile: never a pair that does not fit
+            if tar.with_suffix(".parquet").exists():
+                facts = read_facts(tar.with_suffix(".parquet"))
+                assert facts["shard_sha256"] == hashlib.sha256(tar.read_bytes()).hexdigest()
+        recaption(killed, describe)
+        assert digest(killed.output) == digest(undisturbed.output)
+    assert 20 < num_deaths < 100
