@@ -194,21 +194,31 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _pick(shards: list[str], words: str) -> list[str]:
+    """`shards[words]`, for a number or a slice. One that picks nothing is an `InputError`, not a clean audit."""
+    try:
+        numbers = [int(word) if word else None for word in words.split(":")]
+        part = slice(numbers[0], (numbers[0] or 0) + 1) if words.isdigit() else slice(*numbers)
+    except (ValueError, TypeError):
+        raise InputError(f"--shards {words!r} is no number and no slice; write start:stop:step") from None
+    if shards and not shards[part]:
+        raise InputError(f"--shards {words!r} picks none of {len(shards)} shards")
+    return shards[part]
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m preprocess.audit", description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path, help="folder of the shard set")
-    parser.add_argument("--shards", default="::", help="which shards to read, as a Python slice of the sorted list")
+    parser.add_argument("--shards", default="::", help="a number, or a Python slice of the sorted list of shards")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--max-findings", type=int, default=100, help="print at most this many")
     options = parser.parse_args(argv)
     if not (options.output / "shards").is_dir():
         raise InputError(f"{options.output} is no shard set: it holds no folder shards")
-    try:
-        part = slice(*(int(word) if word else None for word in options.shards.split(":")))
-    except (ValueError, TypeError):
-        raise InputError(f"--shards {options.shards!r} is no slice; write start:stop:step") from None
-    shards = published_shards(options.output)[part]
-    findings = list(audit(options.output, shards, max(1, options.workers)))
+    if options.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {options.workers}")
+    shards = _pick(published_shards(options.output), options.shards)
+    findings = list(audit(options.output, shards, options.workers))
     for finding in findings[: options.max_findings]:
         print(finding)
     print(f"{options.output}: {len(shards)} shards read, {len(findings)} findings")

@@ -179,6 +179,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--clips", type=int, default=24, help="random clips to show")
     parser.add_argument("--seed", type=int, default=0, help="which random clips")
     options = parser.parse_args(argv)
+    if options.clips < 0:
+        raise InputError(f"--clips must be at least 0, got {options.clips}")
     page = options.output / "report.html"
     text = render(options.output, options.clips, options.seed)
     write_atomically(page, text.encode())

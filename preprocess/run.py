@@ -23,6 +23,7 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.config import PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge
+from preprocess.metadata import find_files
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
 from preprocess.publish import write_atomically
@@ -38,6 +39,7 @@ ABOUT = """Decode every clip of a video corpus once, and write tar shards with i
 
 def run(config: PreprocessConfig) -> dict[str, Any]:
     """Plan, write this task's missing shards, and, when it is the only task, merge. Returns the statistics."""
+    find_files(config.metadata.files)  # before a folder is made for what cannot be read
     claim_folder(config)
     max_line_bytes = config.limits.max_line_mb * 2**20
     plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
@@ -52,11 +54,11 @@ def task_shards(num_shards: int, index: int, count: int) -> range:
 
 
 def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> None:
-    """Write config.yaml into a new folder; a folder that belongs to another config is an `InputError`."""
+    """Write config.yaml into a new folder. One that holds shards of another config is an `InputError`."""
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
     resolved = yaml.safe_load(to_yaml(config))
     versions = {"ffmpeg_version": ffmpeg_version()}
-    if path.exists() and versions_path.exists():
+    if path.exists() and versions_path.exists() and any((config.output / "shards").glob("*.parquet")):
         before = _with_defaults(read_yaml(path)) | json.loads(versions_path.read_text())
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
         differing = differing_keys(before, resolved | versions, keys)
@@ -66,13 +68,14 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> N
                 "give another output, or remove the folder to start over"
             )
         return
-    if config.output.exists() and not config.output.is_dir():
-        raise InputError(f"output {config.output} is no folder")
-    if (config.output / "shards").exists():
+    if any((config.output / "shards").glob("*.parquet")):
         raise InputError(f"{config.output} holds shards but no config.yaml; give another output")
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(versions_path, json.dumps(versions).encode())
-    write_atomically(path, to_yaml(config).encode())
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+        write_atomically(versions_path, json.dumps(versions).encode())
+        write_atomically(path, to_yaml(config).encode())
+    except OSError as error:
+        raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:

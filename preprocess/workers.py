@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.format import Reason
+from pipeline.errors import InputError
 from preprocess.config import PreprocessConfig
 from preprocess.plan import Plan
 from preprocess.shard import Tools, VideoDone, build_shard
@@ -88,6 +89,8 @@ def run_workers(
                 if isinstance(event, _VideoStarted):
                     worker.video_id = event.video_id
                     continue
+                if isinstance(event, InputError):
+                    raise event
                 if event is not None:
                     yield event
                 if not isinstance(event, VideoDone):
@@ -158,8 +161,12 @@ def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessCon
         limit = (config.limits.memory_mb + _SPARE_MB) * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        tools = Tools.open(config)
-        plan = Plan.open(plan_folder)
+        try:
+            tools = Tools.open(config)
+            plan = Plan.open(plan_folder)
+        except InputError as error:  # a captioner that cannot be loaded, a video index that cannot be read
+            pipe.send(error)
+            return
         while True:
             number, poisoned = pipe.recv()
             try:

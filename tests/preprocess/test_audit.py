@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import InputError
 from preprocess.audit import audit_set, audit_shard, main
 from preprocess.config import PreprocessConfig
 from preprocess.index import index_folder
@@ -184,6 +185,14 @@ def test_a_foreign_set_is_checked_for_what_it_has(sound: Path, tmp_path: Path) -
     found = findings(output)
     for words in ("sha256", "media cannot be decoded", "other lengths"):
         assert any(words in finding for finding in found), found
+
+
+def test_a_choice_of_shards_that_is_none_is_wrong_input(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sound), "--workers", "1", "--shards", "1"]) == 0
+    assert "1 shards read" in capsys.readouterr().out
+    for words in ("9", "5:2", "a:b"):
+        with pytest.raises(InputError, match="--shards"):
+            main([str(sound), "--shards", words])
 
 
 def test_exit_code_on_damage(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:

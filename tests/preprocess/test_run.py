@@ -192,6 +192,33 @@ def test_wrong_input_ends_in_one_line(small_set: Values, tmp_path: Path) -> None
     assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: metadata.files")
 
 
+def test_what_a_worker_cannot_open_ends_in_one_line(small_set: Values, tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text("a,b\n1,2\n")
+    videos = {"index": str(tmp_path / "index.csv")}
+    with pytest.raises(InputError, match=r"videos\.index .* needs the columns video_id and path"):
+        run(config_of(small_set, videos=videos))
+    assert not list(Path(small_set["output"]).glob("shards/*"))
+
+
+def test_an_output_that_cannot_be_written_is_wrong_input(small_set: Values, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in ("/proc/set", str(tmp_path / "file")):
+        with pytest.raises(InputError, match="output: cannot write"):
+            run(config_of(small_set, output=output))
+
+
+def test_a_mistake_before_the_first_shard_binds_nobody(small_set: Values, tmp_path: Path) -> None:
+    nothing = config_of(small_set, metadata={"files": [str(tmp_path / "no*.jsonl")]})
+    with pytest.raises(InputError):
+        run(nothing)
+    assert not nothing.output.exists()
+    with pytest.raises(InputError):
+        run(config_of(small_set, texts={"subtitles": [str(tmp_path / "none.jsonl")]}))
+    assert run(config_of(small_set, clips={"fps": 5, "size_px": 48}))["num_delivered"] == 12
+    facts = json.loads((Path(small_set["output"]) / "stats.json").read_text())
+    assert facts["num_pending"] == 0 and "size_px: 48" in (Path(small_set["output"]) / "config.yaml").read_text()
+
+
 def test_a_crash_costs_one_video(small_set: Values, tmp_path: Path) -> None:
     """A worker is killed each time it reads one video: its clips fail, all others are delivered."""
     path = write_config({**small_set, "output": str(tmp_path / "crash")}, tmp_path)
