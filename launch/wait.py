@@ -28,7 +28,8 @@ def wait_for(job: str, folder: JobFolder) -> int:
             return int(last["code"]) if last["action"] == "done" else int(last["code"]) or 1
         if time.monotonic() - asked_at > QUERY_INTERVAL_S:
             asked_at = time.monotonic()
-            state = job_states([job]).get(job) or accounted_state(job)
+            # Where squeue does not know the job, accounting is asked a minute later: one query at a time.
+            state = accounted_state(job) if misses == 1 else job_states([job]).get(job)
             misses = 0 if state else misses + 1
             if misses == MISSES or (state and state.split()[0] not in ACTIVE):
                 raise RunError(

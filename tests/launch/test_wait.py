@@ -44,7 +44,16 @@ def test_a_controller_that_is_away_for_a_moment(
     folder: JobFolder, commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wait, "QUERY_INTERVAL_S", 0.0)
-    commands(squeue=f"echo asked >> {tmp_path}/asked; exit 1")
+    commands(squeue=f"echo squeue >> {tmp_path}/asked; exit 1", sacct=f"echo sacct >> {tmp_path}/asked")
     with pytest.raises(RunError, match="gone from SLURM"):
         wait_for("7", folder)
-    assert (tmp_path / "asked").read_text().count("asked") == wait.MISSES
+    assert (tmp_path / "asked").read_text().split() == ["squeue", "sacct", "squeue"], "one query a minute"
+
+
+def test_accounting_knows_a_job_that_squeue_forgot(
+    folder: JobFolder, commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "QUERY_INTERVAL_S", 0.0)
+    commands(squeue="exit 1", sacct="echo FAILED")
+    with pytest.raises(RunError, match="job 7 ended as FAILED"):
+        wait_for("7", folder)
