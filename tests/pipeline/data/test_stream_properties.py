@@ -35,7 +35,7 @@ class Case:
     weights: tuple[float, ...]
     batch: int
     ranks: tuple[int, int]
-    workers: int
+    workers: tuple[int, int]
     window: int | None
     epoch_end: str
     damaged: frozenset[int]
@@ -52,7 +52,7 @@ def cases(draw: st.DrawFn, max_workers: int) -> Case:
         weights=tuple(draw(st.sampled_from([0.25, 1.0, 2.0])) for _ in sizes),
         batch=draw(st.integers(1, min(7, sum(sizes[0])))),
         ranks=(draw(st.integers(1, 7)), draw(st.integers(1, 7))),
-        workers=draw(st.integers(0, max_workers)),
+        workers=(draw(st.integers(0, max_workers)), draw(st.integers(0, max_workers))),
         window=draw(st.one_of(st.none(), st.integers(1, 3))),
         epoch_end=draw(st.sampled_from(["drop", "carry"])),
         damaged=frozenset(draw(st.sets(st.integers(0, sum(sizes[0]) - 1), max_size=2))),
@@ -157,9 +157,9 @@ def check(case: Case, make_set: MakeSet) -> None:
                 keys = [row[3] for row in first if row[1] == epoch]
                 assert len(set(keys)) == len(keys) >= size - case.batch + 1
 
-    interrupted = World(case, folders, case.ranks[0], case.workers)
+    interrupted = World(case, folders, case.ranks[0], case.workers[0])
     assert interrupted.take(case.stop_after) == whole[: case.stop_after]
-    resumed = World(case, folders, case.ranks[1]).resume(interrupted.state())
+    resumed = World(case, folders, case.ranks[1], case.workers[1]).resume(interrupted.state())
     assert resumed.take(num_batches - case.stop_after) == whole[case.stop_after :]
 
 
