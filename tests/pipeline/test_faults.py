@@ -190,8 +190,10 @@ def test_a_run_that_was_taken_over_stops_without_writing(shards, tmp_path):  # n
     assert (run / "owner.json").read_text() == taker
 
 
-def test_a_dead_rank_ends_the_others(shards, tmp_path):  # noqa: F811
-    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
+@pytest.mark.parametrize("every_steps", [0, 1])
+def test_a_dead_rank_ends_the_others(shards, tmp_path, every_steps):  # noqa: F811
+    """Also while checkpoints are being written all the time."""
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": every_steps})
     ranks = start_ranks([str(config), "engine.collective_timeout_s=30"], tmp_path, 2)
     wait_until(lambda: len(read_metrics(tmp_path / "runs/run/metrics.jsonl")) > 2, ranks[0])
     ranks[1].kill()
