@@ -81,6 +81,8 @@ SAMPLE_JSON_FIELDS = (
     "caption_source",  # str or null
     "sha256",  # of the media member
 )
+"""In every sample of ours. Where there is one: `caption_frame`, the frame that a generated caption describes, and
+`audio_sha256`, of the member `{key}.mka`."""
 
 DEFAULT_SUBTITLE_FROM = "json:subtitle"
 DEFAULT_CAPTION_FROM = "json:caption"
