@@ -33,6 +33,8 @@ class Watch(threading.Thread):
         self.samples_mb: list[float] = []
         self.cpu_s: dict[int, float] = {}
         """Of each worker, with the ffmpegs that it waited for."""
+        # The server that forks the workers lives on, and has waited for those of the measurement before.
+        self._before = {process.pid for process in psutil.Process().children(recursive=True)}
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -42,7 +44,7 @@ class Watch(threading.Thread):
                 try:
                     worker = process.ppid() if "ffmpeg" in process.name() else process.pid
                     workers[worker] = workers.get(worker, 0.0) + process.memory_info().rss / 2**20
-                    if worker == process.pid:
+                    if worker == process.pid and worker not in self._before:
                         self.cpu_s[worker] = sum(process.cpu_times()[:4])
                 except psutil.NoSuchProcess:
                     continue
