@@ -63,7 +63,7 @@ def end_all(folder: Path, pids: list[int]) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Pids of this cluster's processes: slurmstepd names its node's spool folder, all others carry SLURM_CONF."""
+    """Pids of this cluster: daemons name its folder or stand in it, as slurmstepd does; jobs carry SLURM_CONF."""
     marks = (f"SLURM_CONF={folder}/slurm.conf".encode(), f"{folder}/".encode())
     found = []
     for entry in Path("/proc").iterdir():
@@ -71,7 +71,8 @@ def processes_of(folder: Path) -> list[int]:
             continue
         try:
             is_job = marks[0] in (entry / "environ").read_bytes().split(b"\0") and _is_in_job(entry)
-            is_daemon = marks[1] in (entry / "cmdline").read_bytes() and b"slurm" in (entry / "comm").read_bytes()
+            is_here = marks[1] in (entry / "cmdline").read_bytes() or (entry / "cwd").readlink() == folder
+            is_daemon = is_here and b"slurm" in (entry / "comm").read_bytes()
         except OSError:
             continue
         if is_job or is_daemon:
