@@ -66,6 +66,13 @@ class PreprocessConfig(Section):
     retry: RetryConfig = RetryConfig()
 
 
+RENDERING = 2
+"""Raised with every change of the code that gives other bytes for the same config, so that no set mixes the two.
+
+2: colours by ffmpeg's `colorspace` filter, no longer by swscale.
+"""
+
+
 def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:
     """16 hex digits over what decides the bytes of a shard."""
     relevant = config.model_dump(
@@ -73,5 +80,5 @@ def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:
         include={"seed": True, "texts": {"require"}, "clips": True, "shards": True, "limits": True, "captioner": True},
     )
     del relevant["captioner"]["device"]
-    relevant["ffmpeg"] = ffmpeg_version
+    relevant |= {"ffmpeg": ffmpeg_version, "rendering": RENDERING}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml, to_yaml
 from pipeline.errors import InputError, RunError, run_command
-from preprocess.config import PreprocessConfig, content_hash
+from preprocess.config import RENDERING, PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge
 from preprocess.metadata import find_files
@@ -31,7 +31,7 @@ from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
 
-BYTES_KEYS = ("seed", "ffmpeg_version", "clips", "shards", "limits", "texts.require", "captioner")
+BYTES_KEYS = ("seed", "ffmpeg_version", "rendering", "clips", "shards", "limits", "texts.require", "captioner")
 """What decides the bytes of a shard; paths and worker counts are free to change."""
 
 ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts."""
@@ -57,7 +57,7 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> N
     """Write config.yaml into a new folder. One that holds shards of another config is an `InputError`."""
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
     resolved = yaml.safe_load(to_yaml(config))
-    versions = {"ffmpeg_version": ffmpeg_version()}
+    versions = {"ffmpeg_version": ffmpeg_version(), "rendering": RENDERING}
     if path.exists() and versions_path.exists() and any((config.output / "shards").glob("*.parquet")):
         before = _with_defaults(read_yaml(path)) | json.loads(versions_path.read_text())
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]

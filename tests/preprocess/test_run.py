@@ -184,6 +184,14 @@ def test_a_folder_of_another_config_is_refused(small_set: Values) -> None:
         run(config_of(small_set, seed=1))
 
 
+def test_a_folder_of_an_older_rendering_is_refused(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config_of(small_set))
+    assert run(config_of(small_set))["num_delivered"] == 12
+    monkeypatch.setattr("preprocess.run.RENDERING", 99)
+    with pytest.raises(InputError, match=r"differs in rendering \(\d+ there, 99 now\)"):
+        run(config_of(small_set))
+
+
 def test_wrong_input_ends_in_one_line(small_set: Values, tmp_path: Path) -> None:
     path = write_config({**small_set, "metadata": {"files": [str(tmp_path / "no*.jsonl")]}}, tmp_path)
     command = [sys.executable, "-m", "preprocess.run", str(path)]
