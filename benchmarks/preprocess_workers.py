@@ -3,9 +3,8 @@
     python benchmarks/preprocess_workers.py [--videos 100] [--seconds 6]
 
 Each video is a copy of one file with two clips. Prints clips/s for 1 and 2 workers, their ratio, and the resident
-memory of the workers (with their ffmpeg) over the run: median of the first and of the last fifth, and the peak. Beside
-the clock it prints clips per CPU-second, which other work on the machine does not change: what 2 workers lose by being
-two, apart from waiting for a core. The clock covers the whole command, start of the processes and merge included.
+memory of the workers (with their ffmpeg) over the run: median of the first and of the last fifth, and the peak. The
+clock covers the whole command, start of the processes and merge included.
 """
 
 import argparse
@@ -26,15 +25,11 @@ from preprocess.run import run
 
 
 class Watch(threading.Thread):
-    """Samples the resident memory of this process's workers, each with its ffmpeg, in MB, and their CPU time."""
+    """Samples the resident memory of this process's workers, each with its ffmpeg, in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.samples_mb: list[float] = []
-        self.cpu_s: dict[int, float] = {}
-        """Of each worker, with the ffmpegs that it waited for."""
-        # The server that forks the workers lives on, and has waited for those of the measurement before.
-        self._before = {process.pid for process in psutil.Process().children(recursive=True)}
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -44,8 +39,6 @@ class Watch(threading.Thread):
                 try:
                     worker = process.ppid() if "ffmpeg" in process.name() else process.pid
                     workers[worker] = workers.get(worker, 0.0) + process.memory_info().rss / 2**20
-                    if worker == process.pid and worker not in self._before:
-                        self.cpu_s[worker] = sum(process.cpu_times()[:4])
                 except psutil.NoSuchProcess:
                     continue
             if workers:
@@ -64,8 +57,8 @@ def make_inputs(folder: Path, num_videos: int, seconds: int) -> None:
             stream.write(json.dumps({"video_id": f"v{number}", "clip": clips}) + "\n")
 
 
-def measure(folder: Path, num_workers: int) -> tuple[float, float, list[float]]:
-    """(clips per second, clips per CPU-second, samples of memory)."""
+def measure(folder: Path, num_workers: int) -> tuple[float, list[float]]:
+    """(clips per second, samples of memory)."""
     values = {
         "output": folder / f"out{num_workers}",
         "workers": num_workers,
@@ -81,8 +74,7 @@ def measure(folder: Path, num_workers: int) -> tuple[float, float, list[float]]:
     watch.stop.set()
     watch.join()
     assert stats["num_failed"] == 0
-    clips = stats["num_delivered"]
-    return clips / elapsed_s, clips / sum(watch.cpu_s.values()), watch.samples_mb
+    return stats["num_delivered"] / elapsed_s, watch.samples_mb
 
 
 def main() -> None:
@@ -93,19 +85,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         make_inputs(folder, options.videos, options.seconds)
-        rates, cpu_rates = {}, {}
+        rates = {}
         for num_workers in (1, 2):
-            rates[num_workers], cpu_rates[num_workers], samples = measure(folder, num_workers)
+            rates[num_workers], samples = measure(folder, num_workers)
             fifth = max(1, len(samples) // 5)
             first, last = statistics.median(samples[:fifth]), statistics.median(samples[-fifth:])
             memory = f"{first:.0f} MB at first, {last:.0f} MB at last, peak {max(samples):.0f} MB"
             print(
-                f"{num_workers} workers: {rates[num_workers]:.2f} clips/s, {cpu_rates[num_workers]:.2f} clips/CPU-s; "
-                f"a worker with its ffmpeg: {memory}",
+                f"{num_workers} workers: {rates[num_workers]:.2f} clips/s; a worker with its ffmpeg: {memory}",
                 flush=True,
             )
         print(f"2 workers are {rates[2] / rates[1]:.2f} x 1 worker by the clock")
-        print(f"and {2 * cpu_rates[2] / cpu_rates[1]:.2f} x by the CPU time of a clip")
     finally:
         shutil.rmtree(folder)
 

@@ -123,9 +123,9 @@ def _train(argv: list[str], output: str, environment: dict[str, str]) -> None:
 
     os.environ |= environment
     torch.set_num_threads(1)
-    with open(output, "a", buffering=1) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        sys.stdout = sys.stderr = stream
-        sys.argv = ["train", *argv]
-        run_command(main)
+    stream = open(output, "a", buffering=1)  # noqa: SIM115 - open to the end: the last word may be a traceback
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    sys.argv = ["train", *argv]
+    run_command(main)
