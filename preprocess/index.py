@@ -24,7 +24,7 @@ from pipeline.errors import InputError, run_command
 from preprocess.failures import FailureTable
 from preprocess.merge import published_shards, summarise_shards
 from preprocess.pack import write_sidecar
-from preprocess.publish import publish, temporary_path
+from preprocess.publish import publish, remove_leftovers, temporary_path
 from preprocess.records import Failure
 from preprocess.texts import clean_text
 
@@ -69,6 +69,8 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
     """The sidecar and the failures of one tar, and a link to it under the name of the shard."""
     rows: list[dict[str, Any]] = []
     sidecar, failures = output / f"{shard}.parquet", output / "failures" / f"{Path(shard).name}.parquet"
+    for path in (sidecar, failures):
+        remove_leftovers(path.parent, path.name)
     with FailureTable(temporary_path(failures), shard) as table, open(tar, "rb") as stream:
         for sample in read_samples(tar):
             if isinstance(sample, Failure):

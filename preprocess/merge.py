@@ -26,7 +26,7 @@ from pipeline.data.format import (
 from pipeline.errors import InputError, RunError, run_command
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
-from preprocess.publish import publish, temporary_path, write_atomically
+from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
 from preprocess.rounds import count_reasons
 
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
@@ -145,11 +145,12 @@ def _publish_summary(
         [(name, pa.type_for_alias(kind)) for name, kind in MANIFEST_COLUMNS.items()],
         metadata={METADATA_KEY: json.dumps(facts, sort_keys=True).encode()},
     )
-    path = output / "manifest.parquet"
-    temporary = temporary_path(path)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    publish(temporary, path)
-    write_atomically(output / "stats.json", (json.dumps(stats, indent=1) + "\n").encode())
+    path, stats_path = output / "manifest.parquet", output / "stats.json"
+    with sole_writer(output, path.name, stats_path.name):
+        temporary = temporary_path(path)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        publish(temporary, path)
+        write_atomically(stats_path, (json.dumps(stats, indent=1) + "\n").encode())
 
 
 def main(argv: list[str]) -> int:

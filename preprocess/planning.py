@@ -23,7 +23,7 @@ from preprocess.failures import FailureTable
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
-from preprocess.publish import folder_lock
+from preprocess.publish import sole_writer
 from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
@@ -38,7 +38,7 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     """
     inputs = _fingerprint(metadata, shards, seed)
     output.mkdir(parents=True, exist_ok=True)
-    with folder_lock(output / ".plan.lock"):
+    with sole_writer(output):
         target = output / "plan"
         if (target / "plan.json").exists():
             plan = Plan.open(output / "plan")

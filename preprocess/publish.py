@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,12 +45,20 @@ def sync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove what killed writers of `name` left behind."""
     for path in folder.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def folder_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; the lock goes with the process, however it ends."""
-    with open(path, "a") as stream:
+def sole_writer(folder: Path, *names: str) -> Iterator[None]:
+    """While it is open, no other process writes `names` in `folder`; what killed writers left of them is removed.
+
+    The lock goes with its process, however that ends. It is the folder's only one: do not open it twice.
+    """
+    with open(folder / ".lock", "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        for name in names:
+            remove_leftovers(folder, name)
         yield

@@ -26,7 +26,7 @@ from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
 from pipeline.errors import InputError, run_command
 from preprocess.audit_sample import text_at
 from preprocess.merge import published_shards
-from preprocess.publish import write_atomically
+from preprocess.publish import sole_writer, write_atomically
 
 MAX_SHARDS = 200
 MAX_TEXTS = 2000
@@ -183,7 +183,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--clips must be at least 0, got {options.clips}")
     page = options.output / "report.html"
     text = render(options.output, options.clips, options.seed)
-    write_atomically(page, text.encode())
+    with sole_writer(options.output, page.name):
+        write_atomically(page, text.encode())
     print(f"{page}: {len(text) / 1e6:.1f} MB")
     return 0
 

@@ -19,7 +19,7 @@ from preprocess.config import PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge, published_shards
 from preprocess.plan import Plan, write_plan
-from preprocess.publish import folder_lock
+from preprocess.publish import sole_writer
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
 from preprocess.run import build_missing, claim_folder, missing_shards
@@ -34,7 +34,7 @@ def retry(config: PreprocessConfig) -> dict[str, Any]:
     """One round of retry, or the rest of an interrupted one; returns the statistics of the whole set."""
     claim_folder(config, limits_may_differ=True)
     prepare_texts(config.texts, config.output, config.limits.max_line_mb * 2**20)
-    with folder_lock(config.output / ".plan.lock"):
+    with sole_writer(config.output):
         plan = _unfinished(config) or _new_round(config)
     if plan is not None:
         build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))

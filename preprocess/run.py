@@ -26,7 +26,7 @@ from preprocess.merge import account, merge
 from preprocess.metadata import find_files
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
-from preprocess.publish import write_atomically
+from preprocess.publish import sole_writer, write_atomically
 from preprocess.shard import VideoDone, shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
@@ -72,8 +72,9 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> N
         raise InputError(f"{config.output} holds shards but no config.yaml; give another output")
     try:
         config.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(versions_path, json.dumps(versions).encode())
-        write_atomically(path, to_yaml(config).encode())
+        with sole_writer(config.output, versions_path.name, path.name):
+            write_atomically(versions_path, json.dumps(versions).encode())
+            write_atomically(path, to_yaml(config).encode())
     except OSError as error:
         raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
 

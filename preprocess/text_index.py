@@ -10,12 +10,13 @@
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from preprocess.publish import temporary_path
 
 ENTRY = np.dtype([("hash", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 _NUM_BUCKETS = 64
@@ -24,17 +25,12 @@ _ROWS_PER_FLUSH = 1 << 16
 
 def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns their number."""
-    fresh = folder.with_name(f".{folder.name}.{os.uname().nodename}-{os.getpid()}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = temporary_path(folder)
     fresh.mkdir(parents=True)
     try:
         count = _write_texts(rows, fresh)
         _concatenate(fresh, count)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another task was faster with the same content
-                raise
+        fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return count

@@ -19,6 +19,7 @@ import lmdb
 from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows, table_kind
+from preprocess.publish import sole_writer
 from preprocess.records import Clip
 from preprocess.subtitle_files import SubtitleFiles
 from preprocess.text_index import TextIndex, build_index
@@ -96,7 +97,11 @@ def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> Non
         if path.is_dir():
             _LmdbTexts(path)
         elif not (folder := index_folder(path, output)).exists():
-            build_index(_rows(path, max_line_bytes), folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # The other tasks wait: ten gigabytes of texts are indexed once.
+            with sole_writer(folder.parent, folder.name):
+                if not folder.exists():
+                    build_index(_rows(path, max_line_bytes), folder)
 
 
 def index_folder(path: Path, output: Path) -> Path:

@@ -26,6 +26,7 @@ from preprocess import workers
 from preprocess.config import PreprocessConfig
 from preprocess.merge import check_account, merge
 from preprocess.run import main, run
+from preprocess.texts import index_folder
 
 Values = dict[str, Any]
 
@@ -247,6 +248,21 @@ def test_a_crash_costs_one_video(small_set: Values, tmp_path: Path) -> None:
     found = failures(tmp_path / "crash")
     assert found == {f"-vid_2.{k}.mp4": "video_unreadable" for k in range(3)}
     assert len(read_back(tmp_path / "crash")) == 9
+
+
+def test_what_killed_writers_left_goes_with_the_next_run(small_set: Values, tmp_path: Path) -> None:
+    subtitles = tmp_path / "more.jsonl"
+    subtitles.write_text('{"clip_id": "-vid_0.0.mp4", "text": "a dog"}\n')
+    config = config_of({**small_set, "texts": {"subtitles": [str(subtitles)], "captions": []}})
+    config.output.mkdir()
+    for name in ("versions.json", "config.yaml", "manifest.parquet", "stats.json"):
+        (config.output / f".{name}.node-7.tmp").write_bytes(b"half a fi")
+    index = index_folder(subtitles, config.output)
+    (index.parent / f".{index.name}.node-7.tmp").mkdir(parents=True)
+    (index.parent / f".{index.name}.node-7.tmp" / "texts.bin").write_bytes(b"half a fi")
+    run(config)
+    assert index.is_dir()
+    assert not list(config.output.rglob("*.tmp*"))
 
 
 @pytest.mark.heavy
