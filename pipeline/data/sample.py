@@ -43,6 +43,8 @@ def read_sample(
         if name_hash(key) != place.key_hash:
             raise DamagedSample("shard_changed", f"found {key!r}")
         members[ext.lower()] = content
+    if not members:
+        raise DamagedSample("shard_changed", "no file here")
     return _checked(key, members, subtitle_from, caption_from, verify_media)
 
 

@@ -81,6 +81,13 @@ def rename_a_sample(written: Any) -> str:
     return str(member["key"])
 
 
+def blank_a_sample(written: Any) -> str:
+    """What lies there now is the padding at the end of another tar."""
+    member = written.members(0)[2]
+    overwrite(written, 0, member["offset"], bytes(member["size"]))
+    return str(member["key"])
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -90,6 +97,7 @@ def rename_a_sample(written: Any) -> str:
         (lose_the_media, "media_missing"),
         (garble_a_header, "tar_invalid"),
         (rename_a_sample, "shard_changed"),
+        (blank_a_sample, "shard_changed"),
     ],
 )
 def test_a_damaged_sample_is_a_masked_row_with_a_name(
