@@ -4,19 +4,16 @@
 
 A fresh interpreter, started once per process, imports what `load` needs and forks the workers: they share its memory,
 and have no CUDA, no signal handlers, no locks and no random state of the trainer. Requests and items travel over
-anonymous socket pairs as pickles whose arrays lie in memfds: nothing has a name in /dev/shm or in a temporary folder,
-so a SIGKILL of any process, or of all at once, leaves nothing behind, and the size of /dev/shm does not matter.
+anonymous socket pairs (`handover`): nothing has a name in /dev/shm or in a temporary folder, so a SIGKILL of any
+process, or of all at once, leaves nothing behind, and the size of /dev/shm does not matter.
 
 A worker ends when its socket closes, so also when the trainer is killed. It ignores the signals that a scheduler sends
 to every process of a job: the trainer decides when to stop. A worker that dies closes its socket: `WorkerDied`.
 """
 
-import array
 import gc
 import itertools
-import mmap
 import os
-import pickle
 import queue
 import signal
 import socket
@@ -30,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_MESSAGE_BYTES = 65536
-_MAX_DESCRIPTORS = 64
+from pipeline.data.handover import MAX_DESCRIPTORS, Borrower, Lender, receive, send
+
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Load = Callable[[Any], Any]
@@ -50,25 +47,26 @@ def run_workers(load: Load, requests: Iterable[Any], *, num_workers: int, prefet
     if num_workers == 0:
         yield from map(load, requests)
         return
-    workers = _start_workers(load, num_workers)
+    workers = [_WorkerEnd(channel) for channel in _start_workers(load, num_workers)]
     waiting = iter(requests)
-    turns: list[socket.socket] = []
+    turns: list[_WorkerEnd] = []
     try:
         for worker, request in zip(itertools.cycle(workers), itertools.islice(waiting, num_workers * prefetch)):
-            _send(worker, request)
+            worker.ask(request)
             turns.append(worker)
         while turns:
             worker = turns.pop(0)
-            item = _receive_item(worker)
+            item = worker.receive()
             for request in itertools.islice(waiting, 1):
-                _send(worker, request)
+                worker.ask(request)
                 turns.append(worker)
             yield item
+            del item  # else its memory would not be free when the next request goes out
     except (ConnectionError, EOFError) as error:
         raise WorkerDied(str(error)) from None
     finally:
         for worker in workers:
-            worker.close()
+            worker.channel.close()
 
 
 def pinned(items: Generator[Any, None, None], pin: Callable[[Any], Any]) -> Generator[Any, None, None]:
@@ -111,23 +109,31 @@ def pinned(items: Generator[Any, None, None], pin: Callable[[Any], Any]) -> Gene
 
 
 def empty_bytes(*shape: int) -> NDArray[np.uint8]:
-    """An array for an item's pixels; in a worker it lies in a memfd, so that handing it over copies nothing."""
-    if not _Worker.is_one:
-        return np.empty(shape, dtype=np.uint8)
-    size = int(np.prod(shape))
-    descriptor = os.memfd_create("clip_vip_item")
-    os.ftruncate(descriptor, size)
-    pixels = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
-    _Worker.lent[pixels.ctypes.data] = descriptor
-    return pixels.reshape(shape)
+    """uint8 [shape] with anything in it, for an item's pixels; in a worker, handing it over copies nothing."""
+    return np.empty(shape, dtype=np.uint8) if _Worker.lender is None else _Worker.lender.empty_bytes(*shape)
 
 
 class _Worker:
     """What a process knows of itself as a worker."""
 
-    is_one = False
-    lent: dict[int, int] = {}
-    """Address -> memfd of the arrays made for the item at hand."""
+    lender: Lender | None = None
+
+
+class _WorkerEnd:
+    """A worker, seen from the trainer."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._borrower = Borrower()
+
+    def ask(self, request: Any) -> None:
+        send(self.channel, (request, self._borrower.take_returned()))
+
+    def receive(self) -> Any:
+        item, failure = self._borrower.receive(self.channel)
+        if failure is not None:
+            raise RuntimeError(f"a data worker failed:\n{failure}")
+        return item
 
 
 class _Server:
@@ -140,7 +146,7 @@ class _Server:
 
 def _start_workers(load: Load, num_workers: int) -> list[socket.socket]:
     server = _server()
-    _send(server, load)
+    send(server, load)
     ours, theirs = zip(
         *(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(num_workers)), strict=True
     )
@@ -177,13 +183,13 @@ def serve(descriptor: int) -> None:
     trainer = socket.socket(fileno=descriptor)
     while True:
         try:
-            load: Load | str = _receive(trainer)
+            load: Load | str = receive(trainer)
         except (EOFError, ConnectionError):
             return
         except Exception:
             # The workers report it: they have the sockets on which somebody listens.
             load = traceback.format_exc()
-        _, descriptors, _, _ = socket.recv_fds(trainer, 4, _MAX_DESCRIPTORS)
+        _, descriptors, _, _ = socket.recv_fds(trainer, 4, MAX_DESCRIPTORS)
         gc.freeze()
         for worker in descriptors:
             if os.fork() == 0:
@@ -198,12 +204,13 @@ def serve(descriptor: int) -> None:
 
 
 def _work(load: Load | str, trainer: socket.socket) -> None:
-    _Worker.is_one = True
+    lender = _Worker.lender = Lender()
     while True:
         try:
-            request = _receive(trainer)
+            request, returned = receive(trainer)
         except (EOFError, ConnectionError):
             return
+        lender.take_back(returned)
         try:
             if isinstance(load, str):
                 raise ImportError(
@@ -213,58 +220,7 @@ def _work(load: Load | str, trainer: socket.socket) -> None:
         except Exception:
             answer = (None, traceback.format_exc())
         try:
-            _send(trainer, answer)
+            lender.send(trainer, answer)
         except ConnectionError:
             return
         answer = None
-        for lent in _Worker.lent.values():
-            os.close(lent)
-        _Worker.lent.clear()
-
-
-def _receive_item(worker: socket.socket) -> Any:
-    item, failure = _receive(worker)
-    if failure is not None:
-        raise RuntimeError(f"a data worker failed:\n{failure}")
-    return item
-
-
-def _send(channel: socket.socket, value: Any) -> None:
-    """Send a pickle; its arrays, and the pickle itself, lie in memfds that the message carries."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    descriptors, table, inline, end = [], [], [memoryview(head)], len(head)
-    for raw in (buffer.raw() for buffer in buffers):
-        lent = _Worker.lent.get(np.frombuffer(raw, np.uint8).ctypes.data) if raw.nbytes else None
-        if lent is None:
-            table.append((0, end, raw.nbytes))
-            inline.append(raw)
-            end += raw.nbytes
-        else:
-            descriptors.append(lent)
-            table.append((len(descriptors), 0, raw.nbytes))
-    body = os.memfd_create("clip_vip_item")
-    try:
-        with open(body, "wb", closefd=False) as file:
-            file.writelines(inline)
-        message = pickle.dumps((len(head), end, table))
-        socket.send_fds(channel, [message], [body, *descriptors])
-    finally:
-        os.close(body)
-
-
-def _receive(channel: socket.socket) -> Any:
-    message, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE_BYTES, socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4))
-    if not message:
-        raise EOFError("the other end is closed")
-    descriptors = array.array("i")
-    for _, _, data in ancillary:
-        descriptors.frombytes(data)
-    head_size, body_size, table = pickle.loads(message)
-    sizes = [body_size, *(size for number, _, size in table if number)]
-    maps = []
-    for descriptor, size in zip(descriptors, sizes, strict=True):
-        maps.append(memoryview(mmap.mmap(descriptor, size)))
-        os.close(descriptor)
-    buffers = [maps[number][start : start + size] for number, start, size in table]
-    return pickle.loads(maps[0][:head_size], buffers=buffers)
