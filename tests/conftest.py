@@ -1,9 +1,14 @@
-"""What no test may leave behind for the next one in its process."""
+"""Every test finds what it would find alone: the environment as it was, the same examples each time."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# To search for new examples: pytest --hypothesis-profile default
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -82,6 +82,8 @@ class _Readable:
     def read(self, indices: Sequence[int]) -> Frames:
         decoded: dict[int, Frames] = {}
         self.visit(indices, decoded.__setitem__)
+        if len({frame.shape for frame in decoded.values()}) > 1:
+            raise DamagedMedia("its frames differ in size")
         return np.stack([decoded[index] for index in indices])
 
 
@@ -107,7 +109,10 @@ class EncodedClip(_Readable):
         with _open(io.BytesIO(data)) as container:
             stream = container.streams.video[0]
             # Packets are counted rather than trusted from a header: the count decides which frames are taken.
-            self.num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+            try:
+                self.num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+            except av.FFmpegError as error:
+                raise DamagedMedia(str(error)) from None
         if not self.num_frames:
             raise DamagedMedia("no video frames")
 
@@ -149,9 +154,10 @@ class Image(_Readable):
             with PIL.Image.open(io.BytesIO(self._data)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise DamagedMedia(f"a picture of {picture.width} x {picture.height} px")
-                place(0, np.array(picture.convert("RGB")))
-        except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+                pixels = np.array(picture.convert("RGB"))
+        except Exception as error:  # damaged bytes raise whatever the format's reader stumbles over, SyntaxError too
             raise DamagedMedia(str(error)) from None
+        place(0, pixels)
 
 
 def open_clip_bytes(data: bytes, ext: str) -> Clip:
@@ -226,6 +232,9 @@ def _open(source: Any) -> Any:
     if not container.streams.video:
         container.close()
         raise DamagedMedia("no video stream")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise DamagedMedia("a codec that ffmpeg cannot decode")
     # One thread: the loader runs one process per core already.
     container.streams.video[0].thread_type = "NONE"
     container.streams.video[0].codec_context.thread_count = 1
