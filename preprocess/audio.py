@@ -14,7 +14,7 @@ from typing import Any
 import av
 import av.error
 
-from preprocess.limits import LimitsConfig, open_options
+from preprocess.limits import LimitsConfig, open_source
 from preprocess.records import Clip
 
 
@@ -22,9 +22,7 @@ def copy_audio(path: Path, stream_index: int, clips: Sequence[Clip], limits: Lim
     """The packets of each span; a clip without any packet, or of a stream that cannot be copied, is left out."""
     packets: dict[str, list[Any]] = {clip.clip_id: [] for clip in clips}
     try:
-        with av.open(
-            f"file:{path}", container_options=open_options(limits), timeout=limits.time_s, metadata_errors="replace"
-        ) as source:
+        with open_source(path, limits, limits.time_s) as source:
             template = source.streams[stream_index]
             zero_s = (source.start_time or 0) / av.time_base
             with contextlib.suppress(av.error.FFmpegError):  # a cut file: what came before the cut is good

@@ -2,17 +2,19 @@
 
     source file -> ffmpeg (decode, pick slots, scale, convert colours, encode) -> NUT on a pipe -> EncodedFrame
 
-A frame that two overlapping clips need is encoded once and handed to both. The process gets this one file, no stdin, a
-limit of time, memory and frame size, and may not write files.
+A frame that two overlapping clips need is encoded once and handed to both. The process gets this one file, or a pipe
+with the packets of it that are needed (`thin.py`) and no file at all, a limit of time, memory and frame size, and may
+not write files.
 """
 
 import contextlib
+import functools
 import resource
 import selectors
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +31,7 @@ from preprocess.limits import LimitsConfig
 from preprocess.probe import Probe
 from preprocess.records import ClipError
 from preprocess.select import OPEN_END, Grid, Slots, select_expression
+from preprocess.thin import OddPacket, Wanted, feed_needed
 
 _TIME_BASE = 90_000
 _STDERR_BYTES = 4096
@@ -51,16 +54,29 @@ def decode_frames_of(
     path: Path, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
 ) -> Iterator[EncodedFrame]:
     """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well."""
+    deadline_s = time.monotonic() + limits.time_s
+    last_slot = -1
+    if probe.can_be_thinned and not clips.fast:
+        feed = functools.partial(feed_needed, path, Wanted(spans, grid), limits)
+        command = decode_command(None, probe, spans, grid, clips, limits)
+        with _LimitedProcess(command, limits, deadline_s, feed) as process:
+            for frame in _read_frames(process.stdout, grid):
+                last_slot = frame.slot
+                yield frame
+            if not process.feed_gave_up():
+                process.check()
+                return
     command = decode_command(path, probe, spans, grid, clips, limits)
-    with _LimitedProcess(command, limits) as process:
-        # An empty or cut stream is judged by ffmpeg's own verdict below, not by the reader of its pipe.
-        with contextlib.suppress(av.error.FFmpegError):
-            yield from _read_frames(process.stdout, grid)
+    with _LimitedProcess(command, limits, deadline_s) as process:
+        for frame in _read_frames(process.stdout, grid):
+            if frame.slot > last_slot:
+                yield frame
         process.check()
 
 
 def _read_frames(stdout: IO[bytes], grid: Grid) -> Iterator[EncodedFrame]:
-    with av.open(stdout, "r", format="nut") as container:
+    # An empty or cut stream is judged by ffmpeg's own verdict, not by the reader of its pipe.
+    with contextlib.suppress(av.error.FFmpegError), av.open(stdout, "r", format="nut") as container:
         stream = container.streams.video[0]
         width, height = stream.codec_context.width, stream.codec_context.height
         for packet in container.demux(stream):
@@ -70,13 +86,13 @@ def _read_frames(stdout: IO[bytes], grid: Grid) -> Iterator[EncodedFrame]:
 
 
 def decode_command(
-    path: Path, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
+    path: Path | None, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
 ) -> list[str]:
-    """The ffmpeg command line of one decode pass."""
+    """The ffmpeg command line of one decode pass; without a path it reads needed packets from its standard input."""
     source = ffmpeg.input(
-        f"file:{path}",
-        protocol_whitelist="file",
-        format_whitelist=",".join(limits.formats),
+        "pipe:0" if path is None else f"file:{path}",
+        protocol_whitelist="pipe" if path is None else "file",
+        format_whitelist="nut" if path is None else ",".join(limits.formats),
         max_pixels=limits.max_frame_pixels,
         threads=1,
         # A stream that changes its size goes on through the same filters: new ones would start their clock again.
@@ -85,7 +101,7 @@ def decode_command(
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
     # The last frame stays on the screen for as long as the others: one more of it marks its end.
-    frames = source[str(probe.stream_index)].filter("tpad", stop=1, stop_mode="clone")
+    frames = source["0" if path is None else str(probe.stream_index)].filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
     last = max(span.last for span in spans)
     if last < OPEN_END:
@@ -105,17 +121,29 @@ def decode_command(
         threads=1,
         **codec,
     )
-    arguments = ("-nostdin", "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1")
+    # The times in the pipe are those that ffmpeg would make of the file's, as they are.
+    clock = ("-copyts",) if path is None else ()
+    arguments = (*clock, "-nostdin", "-hide_banner", "-loglevel", "error", "-filter_complex_threads", "1")
     return list(output.global_args(*arguments).compile(cmd=find_ffmpeg()))
 
 
 class _LimitedProcess:
-    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the deadline."""
+    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the deadline.
 
-    def __init__(self, command: list[str], limits: LimitsConfig) -> None:
-        self._limits = limits
+    With `feed` another thread lets that write the ffmpeg's input.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        limits: LimitsConfig,
+        deadline_s: float,
+        feed: Callable[[IO[bytes]], None] | None = None,
+    ) -> None:
+        self._limits, self._deadline_s = limits, deadline_s
+        stdin = subprocess.DEVNULL if feed is None else subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
         )
         with contextlib.suppress(ProcessLookupError):
             memory = limits.memory_mb * 2**20
@@ -127,22 +155,35 @@ class _LimitedProcess:
         self._stderr = b""
         self._peak_bytes = 0
         self._timed_out = False
-        self._watch = threading.Thread(target=self._watch_stderr, daemon=True)
-        self._watch.start()
+        self._gave_up = False
+        self._threads = [threading.Thread(target=self._watch_stderr, daemon=True)]
+        if feed is not None:
+            self._threads.append(threading.Thread(target=self._feed, args=(feed,), daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> "_LimitedProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
-        self._watch.join()
+        self._wait()
         self.stdout.close()
+
+    def _wait(self) -> int:
+        code = self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        return code
+
+    def feed_gave_up(self) -> bool:
+        """Wait for the end; whether the feed met what it does not understand, so that the output is cut short."""
+        self._wait()
+        return self._gave_up
 
     def check(self) -> None:
         """Wait for the end; a bad one becomes a `ClipError`."""
-        code = self._process.wait()
-        self._watch.join()
+        code = self._wait()
         message = self._stderr.decode("utf-8", "replace").strip().splitlines()
         last = message[-1] if message else ""
         if self._timed_out:
@@ -152,13 +193,26 @@ class _LimitedProcess:
         if code != 0:
             raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {last}")
 
+    def _feed(self, feed: Callable[[IO[bytes]], None]) -> None:
+        assert self._process.stdin is not None
+        self._gave_up = True
+        try:
+            feed(self._process.stdin)
+            self._gave_up = False
+        except OddPacket:
+            pass
+        finally:
+            if self._gave_up:
+                self._process.kill()  # before it takes the end of the pipe for the end of the video
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
     def _watch_stderr(self) -> None:
         assert self._process.stderr is not None
-        deadline = time.monotonic() + self._limits.time_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
             while True:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                if not selector.select(max(0.0, self._deadline_s - time.monotonic())):
                     self._timed_out = True
                     self._process.kill()
                     break

@@ -5,6 +5,9 @@ protocols: a playlist or a concat file that poses as an mp4 would otherwise make
 allowed protocol `file`.
 """
 
+from pathlib import Path
+
+import av
 from pydantic import Field
 
 from pipeline.config import Section
@@ -27,6 +30,8 @@ class LimitsConfig(Section):
     """Demuxers that may open a video (ffmpeg's short names); none of them follows references to other files."""
 
 
-def open_options(limits: LimitsConfig) -> dict[str, str]:
-    """Options with which libavformat may open a source video in this process."""
-    return {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
+def open_source(path: Path, limits: LimitsConfig, timeout_s: float) -> av.container.InputContainer:
+    """Open a source video in this process, under the same lists."""
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
+    # Tags are free text: stray bytes in them are no reason to refuse a video.
+    return av.open(f"file:{path}", container_options=options, timeout=timeout_s, metadata_errors="replace")
