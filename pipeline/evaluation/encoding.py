@@ -8,7 +8,7 @@ them; a rank that runs out of batches encodes a blank item and drops the result.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,22 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pipeline.dist import gather_values, is_initialized, share_of, world_size
-from pipeline.model.clip_vip import Features, Tokenize
+from pipeline.model.clip_vip import Features
 
 Encode = Callable[..., Features]
 """The model or the engine, in evaluation mode: called with `video=` or `caption=`."""
+
+
+class Tokenize(Protocol):
+    """`Tokenizer` of the model: of some number of tokens."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """int64 [n, tokens], padded with 0, the end token kept where a text is cut."""
+        ...
+
+    def whole(self, text: str) -> Tensor:
+        """int64 [L]: one text uncut, from the start token to the end token."""
+        ...
 
 
 def span_of_rank(num_items: int, batch_size: int) -> tuple[int, int]:
@@ -90,25 +102,24 @@ def tokenize_texts(
 
     A window is the start token, the next piece of the text, and the end token.
     """
-    rows = tokenizer(num_tokens)(texts)
+    tokenize = tokenizer(num_tokens)
+    rows = tokenize(texts)
     windows = list(torch.split(rows, 1))
     if not window:
         return windows
     # A full last place means that the text may have been cut: its own length decides.
     full = [number for number, row in enumerate(rows) if row[-1] != 0]
     for number in full:
-        windows[number] = _windows(tokenizer, texts[number], num_tokens)
+        windows[number] = _windows(tokenize.whole(texts[number]), num_tokens)
     return windows
 
 
-def _windows(tokenizer: Callable[[int], Tokenize], text: str, num_tokens: int) -> Tensor:
-    # A token covers at least one byte, so this context holds the whole text.
-    ids = tokenizer(len(text.encode()) + 2)([text])[0]
-    end = int(ids.argmax())
-    start_token, content, end_token = ids[:1], ids[1:end], ids[end : end + 1]
+def _windows(ids_L: Tensor, num_tokens: int) -> Tensor:
+    """[L] with start and end token to [windows, num_tokens]."""
+    start_token, content, end_token = ids_L[:1], ids_L[1:-1], ids_L[-1:]
     rows = []
     for piece in torch.split(content, num_tokens - 2):
-        row = torch.zeros(num_tokens, dtype=ids.dtype)
+        row = torch.zeros(num_tokens, dtype=ids_L.dtype)
         row[: len(piece) + 2] = torch.cat([start_token, piece, end_token])
         rows.append(row)
     return torch.stack(rows)

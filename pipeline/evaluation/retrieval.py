@@ -21,6 +21,7 @@ from pipeline.evaluation.counting import pair_scores
 from pipeline.evaluation.directions import query_features, rank_both_ways
 from pipeline.evaluation.encoding import (
     Encode,
+    Tokenize,
     encode_batches,
     encode_parts,
     encode_texts,
@@ -31,7 +32,6 @@ from pipeline.evaluation.encoding import (
 from pipeline.evaluation.metrics import recall_metrics
 from pipeline.evaluation.protocol import Questions, RetrievalSetConfig, read_questions, without_videos
 from pipeline.evaluation.ranking import Ranks
-from pipeline.model.clip_vip import Tokenize
 
 NAMED_MISSING = 5
 

@@ -7,7 +7,7 @@
 Parameters are used only inside the forward of the module that owns them, so that ZeRO-3 can gather them there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -23,9 +23,6 @@ from pipeline.model.start import start_state
 from pipeline.model.text_tower import TextTower, trim_texts
 from pipeline.model.tokenizer import Tokenizer
 from pipeline.model.vision import VideoTower
-
-Tokenize = Callable[[list[str]], Tensor]
-"""Texts to int64 [n, L]."""
 
 
 class Features(NamedTuple):

@@ -2,6 +2,7 @@
 
 tokenize = model.tokenizer(70)
 ids_BL = tokenize(["a dog runs left", ""])      # int64 [2, 70]
+ids_L = tokenize.whole("a long paragraph ...")  # int64 [L], beyond what the model takes at once: for windows
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,17 @@ class Tokenizer:
         """int64 [n, context_length]."""
         ids: Tensor = _tables(self.hf_name, self.options)(texts, context_length=self.context_length)
         return ids
+
+    def whole(self, text: str) -> Tensor:
+        """int64 [L]: all of one text, BOS and EOS included, whatever its length. InputError for a foreign tokenizer."""
+        if self.hf_name is not None:
+            raise InputError(f"a text can be read in windows with CLIP's own tokenizer only, not with {self.hf_name}")
+        length = self.context_length
+        ids: Tensor = _tables(None, self.options)([text], context_length=length)[0]
+        while ids[-1] != 0:  # no room is left behind EOS: the text may have been cut
+            length *= 2
+            ids = _tables(None, self.options)([text], context_length=length)[0]
+        return ids[: int(ids.argmax()) + 1]
 
 
 @lru_cache(maxsize=2)

@@ -58,6 +58,9 @@ class Tokenizer:
             row[: len(words)] = torch.tensor(words)
         return ids
 
+    def whole(self, text: str) -> Tensor:
+        return torch.tensor([BOS, *(int(word) for word in text.split()), EOS])
+
 
 class PaintedModel:
     """`encode` with the surface of a loaded model."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
@@ -16,8 +17,10 @@ from pipeline.evaluation.encoding import tokenize_texts
 from pipeline.evaluation.protocol import read_questions
 from pipeline.evaluation.report import console_table, csv_table, markdown_table, set_report
 from pipeline.evaluation.retrieval import retrieve
-from pipeline.model.clip_vip import Features
+from pipeline.model.clip_vip import CLIPViP, Features
+from pipeline.model.config import ModelConfig
 from tests.pipeline.evaluation.painted import BOS, EOS, PaintedReader, Tokenizer, encode, right_texts, write_set
+from tests.pipeline.model import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +102,21 @@ def test_long_texts_cut_or_windowed(tmp_path: Path) -> None:
     for long_texts, r1 in (("truncate", 11 / 12), ("window", 1.0)):
         config = write_set(tmp_path, texts, num_text_tokens=4, long_texts=long_texts)
         assert evaluate_retrieval(encode, Tokenizer, 8, config)["t2v_r1"] == r1
+
+
+def test_windows_of_the_real_tokenizer_hold_every_token_of_a_paragraph() -> None:
+    """300 words, four times what the model takes at once: 302 tokens in windows of 70, in order, none twice."""
+    words = [f"{word}" for word in ("dog", "runs", "left", "a") * 75]
+    config = ModelConfig(name="tiny", architecture=tiny.architecture() | {"text_cfg": {"width": 8, "layers": 1}})
+    with torch.device("meta"):
+        tokenizer = CLIPViP(config).tokenizer
+    short, paragraph = tokenize_texts(tokenizer, ["a dog", " ".join(words)], 70, window=True)
+    assert short.tolist() == tokenizer(70)(["a dog"]).tolist()
+    assert paragraph.shape == (5, 70)
+    content = [row[1 : int(row.argmax())].tolist() for row in paragraph]
+    one = {word: tokenizer(3)([word])[0, 1].item() for word in words[:4]}
+    assert [token for row in content for token in row] == [one[word] for word in words]
+    assert [row[0].item() for row in paragraph] == [49406] * 5
 
 
 def test_parts_of_a_video_are_averaged(tmp_path: Path) -> None:
