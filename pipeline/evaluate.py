@@ -1,14 +1,15 @@
 """Evaluate a model on text-video retrieval sets: print the tables, keep them as JSON, Markdown, CSV and HTML.
 
-    python -m pipeline.evaluate CHECKPOINT FILE.yaml... key=value...
-    python -m pipeline.evaluate runs/b32 configs/evaluate/msrvtt_1ka.yaml sets.msrvtt_1ka.num_workers=4
-    python -m pipeline.evaluate configs/evaluate/clip_b32.yaml configs/evaluate/msrvtt_1ka.yaml
+    python -m pipeline.evaluate CHECKPOINT --set NAME... FILE.yaml... key=value...
+    python -m pipeline.evaluate runs/b32 --set msrvtt_1ka didemo sets.msrvtt_1ka.num_workers=4
+    python -m pipeline.evaluate runs/b32 my_set.yaml
+    python -m pipeline.evaluate configs/evaluate/clip_b32.yaml --set msrvtt_1ka
     python -m pipeline.evaluate compare RUN... [output=FOLDER]
 
 CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file; without one, the config's `model`
-is built and evaluated as it is, such as CLIP with mean pooling. `compare` puts what was evaluated
-into one table with the paper's numbers beside. Under torchrun every rank encodes and ranks its share; the numbers do
-not depend on how many there are.
+is built and evaluated as it is, such as CLIP with mean pooling. `--set NAME` is short for `configs/evaluate/NAME.yaml`.
+`compare` puts what was evaluated into one table with the paper's numbers beside. Under torchrun every rank encodes and
+ranks its share; the numbers do not depend on how many there are.
 """
 
 import os
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field, model_validator
 
-from pipeline.config import Section, load_config, render_help, split_arguments
+from pipeline.config import Section, load_config, nearest_name, read_yaml, render_help, split_arguments
 from pipeline.dist import is_main, local_rank
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.compare import comparison_rows, load_reports, markdown, write_comparison
@@ -36,6 +37,7 @@ from pipeline.model.config import ModelConfig
 from pipeline.model.weights import load_model
 
 PROGRAM = "python -m pipeline.evaluate [CHECKPOINT]"
+SETS_FOLDER = Path(__file__).parents[1] / "configs" / "evaluate"
 
 
 class EvaluatedSet(RetrievalSetConfig):
@@ -114,16 +116,44 @@ def compare(words: list[str]) -> int:
 
 def parse_arguments(argv: list[str]) -> tuple[Path | None, EvaluateConfig]:
     """The checkpoint comes first, if there is one, then files and overrides."""
-    checkpoint = None if "=" in argv[0] or argv[0].endswith((".yaml", ".yml")) else Path(argv[0])
+    is_option = argv[0].startswith("-") or "=" in argv[0] or argv[0].endswith((".yaml", ".yml"))
+    checkpoint = None if is_option else Path(argv[0])
     if checkpoint is not None and not checkpoint.exists():
         raise InputError(f"no checkpoint at {checkpoint}; give a run folder, a checkpoint or a model file")
     words = argv if checkpoint is None else argv[1:]
-    config = load_config(EvaluateConfig, *split_arguments(words, program=PROGRAM))
+    config = load_config(EvaluateConfig, *split_arguments(with_set_files(words), program=PROGRAM))
     if (checkpoint is None) == (config.model is None):
         raise InputError(f"give either a checkpoint or a config with `model`; usage: {PROGRAM} FILE.yaml ...")
     if config.model is not None and (config.output is None or config.which != "last"):
         raise InputError("a config with `model` needs output=FOLDER, and has no checkpoints to choose by `which`")
     return checkpoint, config
+
+
+def with_set_files(words: list[str]) -> list[str]:
+    """The words with `--set NAME...` replaced by the config files of these sets; a .yaml file stays what it is."""
+    found: list[str] = []
+    naming = False
+    for word in words:
+        if word == "--set" or word.startswith("--set="):
+            naming = True
+            word = word.removeprefix("--set").removeprefix("=")
+        elif word.startswith("-") or "=" in word:
+            naming = False
+        if word:
+            found.append(set_file(word) if naming and not word.endswith((".yaml", ".yml")) else word)
+    if words and words[-1] == "--set":
+        raise InputError("--set needs a name, such as --set msrvtt_1ka, or a .yaml file")
+    return found
+
+
+def set_file(name: str) -> str:
+    """configs/evaluate/NAME.yaml."""
+    known = [path.stem for path in sorted(SETS_FOLDER.glob("*.yaml")) if "sets" in read_yaml(path)]
+    if name not in known:
+        nearest = nearest_name(name, known)
+        hint = f"did you mean {nearest!r}? " if nearest else ""
+        raise InputError(f"--set {name}: {hint}There are {', '.join(known)}; give your own set as a .yaml file")
+    return str(SETS_FOLDER / f"{name}.yaml")
 
 
 def start_ranks(wanted: Literal["cpu", "cuda"] | None) -> torch.device:

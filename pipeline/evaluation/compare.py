@@ -45,7 +45,7 @@ def load_reports(sources: list[Path]) -> list[tuple[str, Row]]:
         paths = [source] if source.is_file() else _result_files(source)
         reports = [(path, _read_report(path)) for path in paths]
         if not reports:
-            raise InputError(f"{source} holds no evaluation; run: python -m pipeline.evaluate {source} FILE.yaml")
+            raise InputError(f"{source} holds no evaluation; run: python -m pipeline.evaluate {source} --set NAME")
         found += [(_label(source, path), report) for path, report in reports]
     return found
 

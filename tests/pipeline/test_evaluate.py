@@ -89,6 +89,25 @@ def test_a_model_of_the_config_is_evaluated_as_it_is(painted: Path, monkeypatch:
     assert (report["checkpoint"], report["chosen_by"]) == ("ViT-B-32-quickgelu", "no training")
 
 
+def test_sets_by_name(painted: Path) -> None:
+    run = str(painted / "run")
+    for words in (["--set", "msrvtt_1ka", "didemo"], ["--set=msrvtt_1ka", "--set", "didemo", "device=cpu"]):
+        checkpoint, config = parse_arguments([run, *words])
+        assert checkpoint == painted / "run"
+        assert list(config.sets) == ["msrvtt_1ka", "didemo"]
+    words = ["--set", str(painted / "set.yaml"), "lsmdc", "sets.lsmdc.num_frames=7"]
+    assert parse_arguments([run, *words])[1].sets["lsmdc"].num_frames == 7
+    assert list(parse_arguments([run, *words])[1].sets) == ["painted", "lsmdc"]
+    without = ["--set", "activitynet", "model.name=ViT-B-32-quickgelu", f"output={painted}"]
+    assert parse_arguments(without)[0] is None
+    with pytest.raises(InputError, match=r"--set msrvtt: did you mean 'msrvtt_1ka'\? There are activitynet, didemo"):
+        parse_arguments([run, "--set", "msrvtt"])
+    with pytest.raises(InputError, match="--set needs a name"):
+        parse_arguments([run, "--set"])
+    with pytest.raises(InputError, match="unknown option '--sets'"):
+        parse_arguments([run, "--sets", "didemo"])
+
+
 def test_wrong_arguments(painted: Path) -> None:
     with pytest.raises(InputError, match="give either a checkpoint or a config with `model`"):
         parse_arguments([str(painted / "set.yaml")])
