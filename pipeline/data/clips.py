@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.cache import open_folder
 from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
-from pipeline.data.index import Place, name_hash, read_manifest
+from pipeline.data.index import Place, name_hash, read_manifest, read_table
 from pipeline.data.loader import Failed
 from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
 from pipeline.data.sample import read_sample
@@ -114,7 +112,7 @@ def _places_by_clip_id(folder: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
     for shard in read_manifest(folder):
         content = open_folder(folder).read_file(f"{shard['shard']}.parquet")
-        table = pq.read_table(pa.BufferReader(content), columns=["key", "clip_id", "offset", "size"])
+        table = read_table(content, ["key", "clip_id", "offset", "size"])
         for row in table.to_pylist():
             places[row["clip_id"]] = Place(
                 len(places), shard["shard"], row["offset"], row["size"], name_hash(row["key"])

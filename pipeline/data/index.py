@@ -161,8 +161,17 @@ def manifest_facts(folder: str) -> dict[str, Any]:
 
 def read_manifest(folder: str) -> list[dict[str, Any]]:
     """The rows of manifest.parquet, sorted by shard."""
-    table = pq.read_table(pa.BufferReader(_read_input(folder, "manifest.parquet")))
+    table = read_table(_read_input(folder, "manifest.parquet"))
     return table.sort_by("shard").to_pylist()  # type: ignore[no-any-return]
+
+
+def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file that was read into memory.
+
+    Not by Arrow's threads: one of them may still hold `content` when the interpreter ends, and a Python object that is
+    let go of then, outside the main thread, aborts the process.
+    """
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
 
 
 def name_of_set(folder: str) -> str:
@@ -255,8 +264,7 @@ def _samples_of(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, N
     for row, name, content in zip(rows, names, _read_ahead(open_folder(folder), names), strict=True):
         if hashlib.sha256(content).hexdigest() != row["sidecar_sha256"]:
             raise InputError(f"{folder}/{name} is not the file that the manifest names; write the manifest again")
-        columns = ["key", "video_id", "offset", "size"]
-        table = pq.read_table(pa.BufferReader(content), columns=columns)
+        table = read_table(content, ["key", "video_id", "offset", "size"])
         if table.num_rows != row["num_samples"]:
             raise InputError(
                 f"{folder}/{name} has {table.num_rows} rows, the manifest says {row['num_samples']}; "

@@ -13,12 +13,11 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.config import Section
-from pipeline.data.index import Manifest, Place
+from pipeline.data.index import Manifest, Place, read_table
 from pipeline.data.order import EpochOrder, mix
 from pipeline.data.sample import Sample, read_sample
 from pipeline.data.storage import Folder
@@ -140,8 +139,8 @@ class Source:
         """The key of a sample that could not be read, from its shard's sidecar; its row number without one."""
         in_shard = place.row - int(self.manifest.first_rows[self.manifest.shard_of(np.array([place.row]))[0]])
         try:
-            sidecar = pa.BufferReader(self._folder.read_file(f"{place.shard}.parquet"))
-            return str(pq.read_table(sidecar, columns=["key"]).column("key")[in_shard].as_py())
+            sidecar = self._folder.read_file(f"{place.shard}.parquet")
+            return str(read_table(sidecar, ["key"]).column("key")[in_shard].as_py())
         except (OSError, pa.ArrowInvalid, IndexError, RunError):
             return f"row {place.row}"
 

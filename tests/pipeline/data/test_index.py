@@ -1,5 +1,6 @@
 """The index: built once, kept for its manifest, refused when it does not fit."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ def test_rows_are_found_where_the_sidecars_say(make_set: MakeSet, monkeypatch: p
     assert (len(manifest), manifest.num_shards, manifest.shard_sizes.tolist()) == (13, 4, [3, 5, 1, 4])
     videos = [name_hash(f"v{clip.video}") for clip in written.clips]
     assert manifest.video_hashes(np.arange(13)).tolist() == videos
+
+
+def test_what_was_read_is_let_go_of_at_once(make_set: MakeSet) -> None:
+    """A thread that still holds it when the interpreter ends would abort the process: exit code 134 for any error."""
+    content = Path(make_set([3]).folder, "shards/000000.parquet").read_bytes()
+    before = sys.getrefcount(content)
+    for columns in (["key"], None) * 50:
+        assert index.read_table(content, columns).num_rows == 3
+        assert sys.getrefcount(content) == before
 
 
 def test_names_select_rows_by_key_clip_and_video(make_set: MakeSet) -> None:
