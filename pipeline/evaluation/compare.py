@@ -31,9 +31,11 @@ COLUMNS = {
     "dsl_official_t2v_r1": "t2v R@1 + DSL",
     "qb_norm_t2v_r1": "t2v R@1 + QB-Norm",
     "num_queries": "N",
+    "num_videos": "v2t N",
     "note": "note",
 }
 PERCENT = ("r1", "r5", "r10")
+COUNTS = ("num_queries", "num_videos")
 PROTOCOL = ("num_frames", "clips_per_video", "num_text_tokens", "long_texts", "ties")
 """What makes figures of one set unlike where it differs."""
 
@@ -104,7 +106,7 @@ def write_comparison(rows: list[Row], folder: Path) -> list[Path]:
 
 def _row(label: str, report: Row, *, mixed: bool, unlike: list[str]) -> Row:
     metrics = report["metrics"]
-    values = {key: _percent(key, metrics[key]) for key in COLUMNS if key in metrics and key != "num_queries"}
+    values = {key: _percent(key, metrics[key]) for key in COLUMNS if key in metrics and key not in COUNTS}
     for method, result in report["rescored"].items():
         key = f"{method}_t2v_r1"
         if key in COLUMNS:
@@ -119,7 +121,7 @@ def _row(label: str, report: Row, *, mixed: bool, unlike: list[str]) -> Row:
         "set": report["set"],
         "model": label,
         **values,
-        "num_queries": int(metrics["num_queries"]),
+        **{key: int(metrics[key]) for key in COUNTS},
         "note": "; ".join(notes),
     }
 
@@ -131,7 +133,7 @@ def _percent(key: str, value: float) -> float:
 def _shown(key: str, value: Any) -> str:
     if value is None or value == "":
         return ""
-    return f"{value:,}" if key == "num_queries" else f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:,}" if key in COUNTS else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _result_files(folder: Path) -> list[Path]:

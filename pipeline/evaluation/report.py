@@ -25,7 +25,8 @@ from pipeline.evaluation.retrieval import Retrieval
 
 DIRECTIONS = {"t2v": "text -> video", "v2t": "video -> text"}
 COLUMNS = [*(f"r{k}" for k in RECALL_LEVELS), "gm", "mdr", "mnr"]
-HEADINGS = [*(f"R@{k}" for k in RECALL_LEVELS), "GM", "MdR", "MnR"]
+METRIC_HEADINGS = [*(f"R@{k}" for k in RECALL_LEVELS), "GM", "MdR", "MnR"]
+HEADINGS = [*METRIC_HEADINGS, "N"]
 TIE_RULES: tuple[TieRule, ...] = ("average", "optimistic", "pessimistic")
 
 Report = dict[str, Any]
@@ -103,17 +104,25 @@ def markdown_table(report: Report) -> str:
 
 
 def csv_table(report: Report) -> str:
-    """One line per number: set, split, name, value, chance, num_queries."""
+    """One line per number: set, split, name, value, chance, and of how many queries (for v2t these are the videos)."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["set", "split", "metric", "value", "chance", "num_queries"])
-    num_queries = int(report["metrics"]["num_queries"])
     named = [("", report["metrics"]), *((f"{m}_", r["metrics"]) for m, r in report["rescored"].items())]
     for prefix, metrics in named:
         for name, value in metrics.items():
             chance = report["chance"].get(name, "")
-            writer.writerow([report["set"], report["split"], f"{prefix}{name}", value, chance, num_queries])
+            asked = _num_asked(report, name)
+            writer.writerow([report["set"], report["split"], f"{prefix}{name}", value, chance, asked])
     return stream.getvalue()
+
+
+def _num_asked(report: Report, metric: str) -> int | str:
+    """The N of a metric; nothing for the counts themselves."""
+    if metric.startswith("pairs_"):
+        return int(report["num_pairs"][metric.removeprefix("pairs_")])
+    count = {"t2v": "num_queries", "v2t": "num_videos"}.get(metric.partition("_")[0])
+    return "" if count is None else int(report["metrics"][count])
 
 
 def make_folder(folder: Path) -> None:
@@ -153,8 +162,8 @@ def table_rows(report: Report) -> list[tuple[str, list[str]]]:
     """(label, a cell per heading): both directions, chance below each."""
     rows = []
     for direction, label in DIRECTIONS.items():
-        rows.append((label, _cells(report["metrics"], direction)))
-        rows.append(("  chance", _cells(report["chance"], direction)))
+        rows.append((label, [*_cells(report["metrics"], direction), f"{_num_asked(report, direction):,}"]))
+        rows.append(("  chance", [*_cells(report["chance"], direction), ""]))
     return rows
 
 
@@ -213,11 +222,8 @@ def _tie_lines(report: Report) -> list[str]:
     counts = ", ".join(f"{DIRECTIONS[d]} {count}" for d, count in ties["queries_with_ties"].items())
     lines = [f"ties: {ties['rule']} rank among equal scores; queries with a tie: {counts}"]
     for rule, values in ties.get("by_rule", {}).items():
-        shown = "; ".join(
-            f"{label} " + " / ".join(_cells(values, direction)[: len(RECALL_LEVELS)])
-            for direction, label in DIRECTIONS.items()
-        )
-        lines.append(f"  {rule}: R@1 / R@5 / R@10 {shown}")
+        shown = "; ".join(f"{label} " + " / ".join(_cells(values, d)) for d, label in DIRECTIONS.items())
+        lines.append(f"  {rule}: {' / '.join(METRIC_HEADINGS)} {shown}")
     return lines
 
 

@@ -43,6 +43,12 @@ def test_every_caption_of_a_list_is_a_query(tmp_path: Path) -> None:
     assert found.metrics()["t2v_r1"] == 13 / 14
     assert found.v2t.greater.tolist() == [0] * 12
     assert found.questions.query_ids[:3] == ["q0#0", "q0#1", "q0#2"]
+    report = set_report(found, checkpoint="x")
+    table = [line.split() for line in console_table(report).splitlines()]
+    assert [line[-1] for line in table if "->" in line[:2]] == ["14", "12"], "video to text asks for 12 videos' texts"
+    lines = [line.split(",") for line in csv_table(report).splitlines()[1:]]
+    asked = {line[2]: line[-1] for line in lines}
+    assert (asked["t2v_r1"], asked["v2t_r1"], asked["v2t_mnr"], asked["num_videos"]) == ("14", "12", "12", "")
 
 
 def test_missing_videos_are_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
