@@ -17,8 +17,9 @@ import torch
 
 from pipeline.errors import InputError, run_command
 from pipeline.model import hugging_face
+from pipeline.model.architecture import PIXEL_MEAN, PIXEL_STD
 from pipeline.model.clip_vip import CLIPViP
-from pipeline.model.formats import TEMPORAL_EMBEDDING, to_official
+from pipeline.model.formats import to_official
 from pipeline.model.reading import config_for, read_weights
 from pipeline.model.weights import load_model, save_model
 
@@ -48,12 +49,30 @@ def write(model: CLIPViP, target: Path, form: str) -> None:
         save_model(target, state, model.config)
     elif form == "huggingface":
         hugging_face.write_folder(target, state, model.config, model.architecture)
-    elif not model.architecture.quick_gelu or TEMPORAL_EMBEDDING not in state:
-        raise InputError("the official form is for quick-GELU models with a temporal embedding; use --to safetensors")
     else:
+        _check_official(model)
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         torch.save(to_official(state), temporary)
         temporary.replace(target)
+
+
+def _check_official(model: CLIPViP) -> None:
+    """The official form holds tensors alone: what it cannot say, its readers take as the released models have it."""
+    architecture = model.architecture
+    vision, text = architecture.vision_cfg, architecture.text_cfg
+    unlike = {
+        "GELU": not architecture.quick_gelu,
+        "no temporal embedding": model.config.num_temporal == 0,
+        "attention: full": model.config.attention == "full",
+        "pixel statistics of its own": (architecture.pixel_mean, architecture.pixel_std) != (PIXEL_MEAN, PIXEL_STD),
+        "layer scale": vision.ls_init_value is not None or text.ls_init_value is not None,
+        "`eos` pooling": text.pool_type != "argmax",
+        "a foreign tokenizer": text.hf_tokenizer_name is not None or bool(text.tokenizer_kwargs),
+    }
+    found = [name for name, is_so in unlike.items() if is_so]
+    if found:
+        raise InputError(f"the official form cannot say that the model has {', '.join(found)}; use --to safetensors")
 
 
 def _parser() -> argparse.ArgumentParser:

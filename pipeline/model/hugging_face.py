@@ -1,9 +1,10 @@
 """Hugging Face `CLIPModel` folders: config.json and model.safetensors, CLIP-ViP's extra tensors beside them.
 
-    config.json             a plain CLIPModel config; `CLIPModel.from_pretrained(folder)` reads the folder
-    model.safetensors       the CLIP tensors under Hugging Face's names
-    clip_vip.safetensors    vision_model.embeddings.added_cls [M-1, W] and .temporal_embedding [1, T0, W]
-    clip_vip.json           our ModelConfig
+    config.json                 a plain CLIPModel config; `CLIPModel.from_pretrained(folder)` reads the folder
+    model.safetensors           the CLIP tensors under Hugging Face's names
+    preprocessor_config.json    the pixel statistics; where it is missing, they are OpenAI's
+    clip_vip.safetensors        vision_model.embeddings.added_cls [M-1, W] and .temporal_embedding [1, T0, W]
+    clip_vip.json               our ModelConfig
 
 A folder without the last two is a plain CLIP: our mean-pooling baseline.
 """
@@ -12,17 +13,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.model.architecture import Architecture, TextArchitecture, VisionArchitecture
+from pipeline.model.architecture import PIXEL_MEAN, PIXEL_STD, Architecture, TextArchitecture, VisionArchitecture
 from pipeline.model.config import ModelConfig, read_json, read_model_config
 from pipeline.model.formats import HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING, State, to_hugging_face
+from pipeline.model.tensor_files import read_tensors
 
 EXTRA_TENSORS_FILE = "clip_vip.safetensors"
 EXTRA_CONFIG_FILE = "clip_vip.json"
+PIXELS_FILE = "preprocessor_config.json"
 
 # transformers writes only what differs from these.
 _VISION_DEFAULTS = {
@@ -43,10 +46,13 @@ def read_folder(folder: Path) -> tuple[State, ModelConfig]:
         raise InputError(
             f"{folder}/config.json is of model_type {hf_config.get('model_type')!r}; a CLIPModel is 'clip'"
         )
-    architecture = _to_architecture(hf_config, folder)
+    try:
+        architecture = _to_architecture(hf_config, folder)
+    except (ValidationError, TypeError, ZeroDivisionError, AttributeError) as error:
+        raise InputError(f"{folder}/config.json describes no CLIP: {' '.join(str(error).split())}") from None
     state = _read_tensors(folder)
     if (folder / EXTRA_TENSORS_FILE).exists():
-        state |= load_file(folder / EXTRA_TENSORS_FILE)
+        state |= read_tensors(folder / EXTRA_TENSORS_FILE)
         config = read_model_config(folder / EXTRA_CONFIG_FILE)
     else:
         config = ModelConfig(num_proxies=1, num_temporal=0, pooling="mean")
@@ -66,10 +72,12 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: ModelConfig, ar
         {name: value.contiguous() for name, value in extras.items()}, folder / EXTRA_TENSORS_FILE, {"format": "pt"}
     )
     _write_json(folder / "config.json", _from_architecture(architecture))
+    _write_json(folder / PIXELS_FILE, _pixel_processing(architecture))
     _write_json(folder / EXTRA_CONFIG_FILE, config.model_dump(mode="json", exclude={"architecture", "pretrained"}))
 
 
 def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
+    pixels = read_json(folder / PIXELS_FILE) if (folder / PIXELS_FILE).exists() else {}
     vision = _VISION_DEFAULTS | (hf_config.get("vision_config") or {})
     text = _TEXT_DEFAULTS | (hf_config.get("text_config") or {})
     activations = {vision["hidden_act"], text["hidden_act"]}
@@ -96,13 +104,35 @@ def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
             layers=text["num_hidden_layers"],
             mlp_ratio=text["intermediate_size"] / text["hidden_size"],
         ),
+        pixel_mean=pixels.get("image_mean", PIXEL_MEAN),
+        pixel_std=pixels.get("image_std", PIXEL_STD),
     )
+
+
+def _pixel_processing(architecture: Architecture) -> dict[str, Any]:
+    """What a CLIPImageProcessor must do to see frames as we do: squashed to the square, without a crop."""
+    side_px = architecture.vision_cfg.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side_px, "width": side_px},
+        "resample": 3,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": architecture.pixel_mean,
+        "image_std": architecture.pixel_std,
+    }
 
 
 def _from_architecture(architecture: Architecture) -> dict[str, Any]:
     vision, text = architecture.vision_cfg, architecture.text_cfg
     if vision.ls_init_value is not None or text.ls_init_value is not None or text.pool_type != "argmax":
         raise InputError("a Hugging Face CLIPModel has no layer scale and no `eos` pooling; export --to safetensors")
+    if text.hf_tokenizer_name is not None or text.tokenizer_kwargs:
+        raise InputError("a Hugging Face CLIPModel folder of ours names no foreign tokenizer; export --to safetensors")
     activation = "quick_gelu" if architecture.quick_gelu else "gelu"
     end_id = text.vocab_size - 1
     return {
@@ -138,10 +168,9 @@ def _from_architecture(architecture: Architecture) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> State:
-    if (folder / "model.safetensors").exists():
-        return dict(load_file(folder / "model.safetensors"))
-    if (folder / "pytorch_model.bin").exists():
-        return dict(torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True))
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return read_tensors(folder / name)
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
 
 

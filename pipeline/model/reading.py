@@ -8,15 +8,8 @@ a file                                official .pt, open_clip's .pt / .bin / .sa
 weights = read_weights("pretrain_clipvip_base_32.pt")
 """
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.model import hugging_face
@@ -24,6 +17,7 @@ from pipeline.model.architecture import Architecture, read_architecture
 from pipeline.model.config import ModelConfig, read_model_config
 from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING, Format, State, detect_format, to_ours
 from pipeline.model.library import import_open_clip
+from pipeline.model.tensor_files import read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
@@ -56,27 +50,6 @@ def read_weights(path: str | Path) -> Weights:
         some = ", ".join(list(tensors)[:3])
         raise InputError(f"{path} holds no CLIP or CLIP-ViP weights; its first tensors are {some}")
     return Weights(to_ours(tensors), world, config=None, quick_gelu=True if world == "official" else None)
-
-
-def read_tensors(path: Path) -> State:
-    """The tensors of one file; .pt files are read with weights_only, so no code in them runs."""
-    if _is_torchscript(path):
-        raise InputError(
-            f"{path} is a TorchScript archive, as OpenAI published its weights: code, not tensors; "
-            "set pretrained: openai, or save the state dict that open_clip makes of it"
-        )
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    # What is no archive at all is read as a bare pickle, whose reader meets foreign bytes with any of these.
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, LookupError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot read weights from {path}: {reason}; a .pt file must hold tensors only") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} is not a state dict: it must map names to tensors")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -115,20 +88,6 @@ def config_for(state: State, name: str) -> ModelConfig:
         return ModelConfig(name=name, num_proxies=1, num_temporal=0, pooling="mean")
     num_proxies = 1 + len(state.get(ADDED_PROXIES, ()))
     return ModelConfig(name=name, num_proxies=num_proxies, num_temporal=len(state[TEMPORAL_EMBEDDING]))
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
-def _torch_load(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_folder(folder: Path) -> Weights:

@@ -57,8 +57,8 @@ def test_a_run_folder_is_read_through_latest(tmp_path: Path) -> None:
 
 
 def test_the_official_form_comes_in_and_goes_out_unchanged(tmp_path: Path) -> None:
-    convert.write(golden.model(), tmp_path / "out.pt", "official")
-    ours = torch.load(tmp_path / "out.pt", weights_only=True)
+    convert.write(golden.model(), tmp_path / "new folder" / "out.pt", "official")
+    ours = torch.load(tmp_path / "new folder" / "out.pt", weights_only=True)
     assert same(ours, torch.load(golden.CHECKPOINT, weights_only=True))
 
 
@@ -108,6 +108,60 @@ def test_hugging_face_reads_what_we_write_and_we_read_it_back(tmp_path: Path) ->
         plain(middle=frames).frame_BD, torch.nn.functional.normalize(images, dim=-1), rtol=0, atol=1e-5
     )
     assert from_file(tmp_path / "plain").visual.added_proxies is not None
+
+
+def other_than_released(**changes: Any) -> CLIPViP:
+    """A tiny model with pixel statistics of its own, and `changes` of its config."""
+    own = {"pixel_mean": [0.5, 0.4, 0.3], "pixel_std": [0.2, 0.3, 0.25]}
+    return tiny.model(torch.float32, **({"architecture": tiny.architecture() | own} | changes))
+
+
+@pytest.mark.heavy
+def test_pixel_statistics_go_through_hugging_face(tmp_path: Path) -> None:
+    """A pre-trained tag brings its own; read with OpenAI's, every feature would be another."""
+    from transformers import CLIPImageProcessor
+
+    model = other_than_released()
+    convert.write(model, tmp_path / "hf", "huggingface")
+    back = load_model(tmp_path / "hf")
+    pixels = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8)
+    assert torch.equal(back(middle=pixels).frame_BD, model(middle=pixels).frame_BD)
+    wide = torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8)
+    theirs = CLIPImageProcessor.from_pretrained(tmp_path / "hf")(wide, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(theirs[0], (wide / 255 - model.pixel_mean) / model.pixel_std, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "pixel statistics of its own"),
+        ({"attention": "full", "architecture": tiny.architecture()}, "attention: full"),
+        ({"architecture": tiny.architecture(quick_gelu=False)}, "GELU"),
+    ],
+)
+def test_what_the_official_form_cannot_say_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"cannot say that the model has {message}; use --to safetensors"):
+        convert.write(other_than_released(**changes), tmp_path / "out.pt", "official")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"cut", r"cannot read weights from .*model\.safetensors"),
+        ("clip_vip.safetensors", b"cut", r"cannot read weights from .*clip_vip\.safetensors"),
+        ("config.json", b'{"model_type": "clip", "vision_config": {"hidden_size": "x"}}', r"config\.json describes no"),
+        ("config.json", b'{"model_type": "clip", "text_config": {"num_attention_heads": 0}}', "describes no CLIP"),
+        ("preprocessor_config.json", b'{"image_mean": [0.5]}', "describes no CLIP.*pixel_mean"),
+    ],
+)
+def test_a_broken_file_of_a_hugging_face_folder_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    convert.write(tiny.model(torch.float32), tmp_path / "hf", "huggingface")
+    (tmp_path / "hf" / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path / "hf")
 
 
 def test_openclip_files_come_in(tmp_path: Path) -> None:
