@@ -1,5 +1,6 @@
-"""What is looked at before any video is decoded: counts against the published ones, duplicates, leakage.
+"""What is looked at before any video is decoded: texts and names, counts against the published ones, leakage.
 
+check_entries(split)                            # InputError for what no count can excuse
 findings = check_counts(split)                  # mistakes that stop the conversion
 facts = describe_split(split)                   # numbers and duplicates for the report
 leaks = find_leakage(splits)                    # videos and texts that two splits share
@@ -9,10 +10,25 @@ from collections import Counter
 from itertools import combinations
 from typing import Any
 
+from pipeline.errors import InputError
 from preprocess.benchmarks.split import Published, Split
 
 SHOWN = 20
 """Examples in a report; the counts are always whole."""
+
+
+def check_entries(split: Split) -> None:
+    """InputError for a split without videos, a video that is listed twice, an empty text."""
+    if not split.entries:
+        raise InputError(f"split {split.name} holds no video; check its annotation file")
+    name, times = Counter(entry.clip_id for entry in split.entries).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"split {split.name} lists {name} {times} times; remove the repeated rows")
+    silent = [entry.clip_id for entry in split.entries if not entry.texts or not all(map(str.strip, entry.texts))]
+    if silent:
+        raise InputError(
+            f"split {split.name}: {len(silent):,} videos have an empty text, {silent[0]} for one; remove these texts"
+        )
 
 
 def check_counts(split: Split) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.errors import InputError
-from preprocess.benchmarks.checks import check_counts, describe_split, find_leakage
+from preprocess.benchmarks.checks import check_counts, check_entries, describe_split, find_leakage
 from preprocess.benchmarks.report import console_report, markdown_report
 from preprocess.benchmarks.split import Split
 from preprocess.benchmarks.video_folder import VideoFolder
@@ -61,6 +61,8 @@ def convert(name: str, splits: list[Split], config: OutputConfig) -> int:
             f"splits: {', '.join(sorted(unknown))} not in {name}; it has {', '.join(split.name for split in splits)}"
         )
     chosen = [split for split in splits if split.name in config.splits or not config.splits]
+    for split in chosen:
+        check_entries(split)
     findings = [finding for split in chosen for finding in check_counts(split)]
     if findings and not config.accept_counts:
         raise InputError(
@@ -80,8 +82,6 @@ def convert(name: str, splits: list[Split], config: OutputConfig) -> int:
 
 def _write_split(split: Split, folder: VideoFolder, target: Path, config: OutputConfig) -> None:
     """Texts or queries, then the shards."""
-    if not split.entries:
-        raise InputError(f"split {split.name} holds no video; check its annotation file")
     target.mkdir(parents=True, exist_ok=True)
     pairs = [(entry.clip_id, text) for entry in split.entries for text in entry.texts]
     if split.role == "train":

@@ -80,8 +80,7 @@ def read_lines(path: Path) -> list[str]:
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """Rows of a CSV file with a header that holds `columns`."""
-    lines = read_lines(path)
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(f"{line}\n" for line in read_lines(path))  # a quoted field may span lines
     lacking = [name for name in columns if name not in (reader.fieldnames or ())]
     if lacking:
         raise InputError(

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import InputError
 from preprocess.benchmarks.activitynet import read_activitynet
-from preprocess.benchmarks.checks import check_counts, describe_split, find_leakage
+from preprocess.benchmarks.checks import check_counts, check_entries, describe_split, find_leakage
 from preprocess.benchmarks.didemo import read_didemo
 from preprocess.benchmarks.lsmdc import read_lsmdc
 from preprocess.benchmarks.msrvtt import read_msrvtt
@@ -124,6 +124,26 @@ def test_plain_lists_of_every_form_say_the_same(tmp_path: Path) -> None:
         read_plain({"test": tmp_path / "rows.csv"})
     with pytest.raises(InputError, match="no list is given"):
         read_plain({})
+
+
+def test_a_quoted_field_may_span_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('video,caption\nx.mp4,"two\nlines, one text"\n')
+    assert read_plain({"test": tmp_path / "rows.csv"})[0].entries[0].texts == ("two lines, one text",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "split test holds no video"),
+        ([("a", ("x",)), ("b", ("y",)), ("a", ("z",))], "split test lists a 2 times; remove"),
+        ([("a", ("x",)), ("b", ("y", " "))], "1 videos have an empty text, b for one; remove"),
+        ([("a", ())], "1 videos have an empty text, a for one"),
+    ],
+)
+def test_what_no_count_can_excuse_is_refused(rows: list[tuple[str, tuple[str, ...]]], message: str) -> None:
+    split = Split("test", "test", tuple(Entry(name, name, texts) for name, texts in rows))
+    with pytest.raises(InputError, match=message):
+        check_entries(split)
 
 
 def test_counts_are_held_against_the_published_ones() -> None:

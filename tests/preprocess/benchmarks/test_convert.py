@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.data.clips import ClipReader
 from pipeline.errors import InputError
+from preprocess.benchmarks import didemo
 from tests.preprocess.benchmarks import miniatures
 
 
@@ -71,6 +72,17 @@ def test_activitynet_lists_what_is_unreadable(tmp_path: Path) -> None:
 def test_wrong_counts_stop_before_any_video_is_decoded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train_9k has 6 videos, but 9,000 are published.*accept_counts=true"):
         convert("msrvtt", tmp_path, "accept_counts=false")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_that_is_listed_twice_stops_before_any_is_decoded(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    miniatures.write_didemo(raw)
+    (raw / "val_list.txt").write_text("56@N02_4_d.avi\n56@N02_4_d.avi\n")
+    words = [f"annotations={raw}", f"videos={raw / 'videos'}", f"output={tmp_path / 'out'}", "accept_counts=true"]
+    with pytest.raises(InputError, match="split val lists 56@N02_4_d 2 times"):
+        didemo.main(words)
     assert not (tmp_path / "out").exists()
 
 
