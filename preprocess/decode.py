@@ -57,7 +57,7 @@ def decode_frames_of(
     deadline_s = time.monotonic() + limits.time_s
     last_slot = -1
     if probe.can_be_thinned and not clips.fast:
-        feed = functools.partial(feed_needed, path, Wanted(spans, grid), limits)
+        feed = functools.partial(feed_needed, path, probe.stream_index, Wanted(spans, grid), limits)
         command = decode_command(None, probe, spans, grid, clips, limits)
         with _LimitedProcess(command, limits, deadline_s, feed) as process:
             for frame in _read_frames(process.stdout, grid):

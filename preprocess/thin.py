@@ -7,7 +7,7 @@ that is decoded is what it would have been, so clips have the same bytes as from
 certain (`Probe.can_be_thinned`), or a packet is odd on the way, ffmpeg reads the file itself.
 
     if probe.can_be_thinned:
-        feed_needed(path, Wanted(spans, grid), limits, process.stdin)     # OddPacket: read the file itself
+        feed_needed(path, probe.stream_index, Wanted(spans, grid), limits, pipe)     # OddPacket: read the file itself
 """
 
 import bisect
@@ -22,11 +22,13 @@ import av
 import av.error
 
 from preprocess.limits import LimitsConfig, open_source
-from preprocess.select import OPEN_END, Grid, Slots
+from preprocess.select import Grid, Slots
 
 _WHOLE_PACKETS = 64
 """So many packets at the start stay as they are: from them ffmpeg learns how far frames are reordered."""
 _LOOK_AHEAD = 16
+_MANY_SLOTS = 2000
+"""Longer spans, up to those without an end, are not listed slot by slot."""
 _AS_IT_IS = {"avoid_negative_ts": "disabled"}
 """The muxer shifts all times otherwise, as B-frames are decoded before time 0."""
 _SLICES = frozenset(range(1, 6))
@@ -46,22 +48,25 @@ class Wanted:
 
     def __init__(self, spans: Sequence[Slots], grid: Grid) -> None:
         self.grid = grid
-        closed = [span for span in spans if span.count < OPEN_END]
-        self._slots = sorted({slot for span in closed for slot in range(span.first, span.last + 1, span.stride)})
-        self._open = [span for span in spans if span.count >= OPEN_END]
+        short = [span for span in spans if span.count <= _MANY_SLOTS]
+        self._slots = sorted({slot for span in short for slot in range(span.first, span.last + 1, span.stride)})
+        self._long = [span for span in spans if span.count > _MANY_SLOTS]
 
     def any_between(self, first: int, end: int) -> bool:
         """Whether a slot of [first, end) is wanted."""
         place = bisect.bisect_left(self._slots, first)
         if place < len(self._slots) and self._slots[place] < end:
             return True
-        return any(
-            span.first + max(0, -(-(first - span.first) // span.stride)) * span.stride < end for span in self._open
-        )
+        return any(_next_slot(span, first) < min(end, span.last + 1) for span in self._long)
 
 
-def feed_needed(path: Path, wanted: Wanted, limits: LimitsConfig, sink: IO[bytes]) -> None:
-    """Write the needed packets of `path` to `sink` as NUT, on the clock that ffmpeg gives the whole file.
+def _next_slot(span: Slots, first: int) -> int:
+    """The first slot of `span`, as if it had no end, that is not before `first`."""
+    return span.first + max(0, -(-(first - span.first) // span.stride)) * span.stride
+
+
+def feed_needed(path: Path, stream_index: int, wanted: Wanted, limits: LimitsConfig, sink: IO[bytes]) -> None:
+    """Write the needed packets of one stream of `path` to `sink` as NUT, on the clock that ffmpeg gives the whole file.
 
     Ends early where nobody reads on. Raises `OddPacket` where the rest of the file must not be read this way.
     """
@@ -71,7 +76,8 @@ def feed_needed(path: Path, wanted: Wanted, limits: LimitsConfig, sink: IO[bytes
             open_source(path, limits, limits.time_s) as source,
             av.open(pipe, "w", format="nut", options=_AS_IT_IS) as target,
         ):
-            stream = source.streams.video[0]
+            stream = source.streams[stream_index]
+            assert isinstance(stream, av.VideoStream)
             copy = target.add_stream_from_template(stream)
             for packet in needed_packets(source, stream, wanted):
                 packet.stream = copy

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from preprocess import decode
+from preprocess import decode, thin
 from preprocess.clips import ClipsConfig
 from preprocess.cut import cut_clips
 from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.limits import LimitsConfig
 from preprocess.probe import probe_video
 from preprocess.records import Clip, Failure, Media
-from preprocess.select import Grid
+from preprocess.select import OPEN_END, Grid, Slots
 from preprocess.thin import Wanted, feed_needed, is_disposable
 
 Painter = Callable[..., Path]
@@ -40,9 +43,9 @@ SOURCES = {
 READ_WHOLE = ("variable", "gaps", "mpegts", "interlaced")
 
 
-def cut(path: Path, thin: bool, clips: list[Clip] = CLIPS, fps: float = 3.0) -> list[Media | Failure]:
+def cut(path: Path, *, whole: bool = False, clips: list[Clip] = CLIPS, fps: float = 3.0) -> list[Media | Failure]:
     probe = probe_video(path, LIMITS)
-    probe = probe if thin else dataclasses.replace(probe, can_be_thinned=False)
+    probe = dataclasses.replace(probe, can_be_thinned=False) if whole else probe
     return list(cut_clips(path, "v", probe, clips, ClipsConfig(size_px=48, fps=fps), LIMITS))
 
 
@@ -63,13 +66,13 @@ def write(name: str, painted: Painter, folder: Path) -> Path:
 def test_clips_are_those_of_the_whole_file(name: str, fps: float, painted: Painter, tmp_path: Path) -> None:
     path = write(name, painted, tmp_path)
     assert probe_video(path, LIMITS).can_be_thinned == (name not in READ_WHOLE)
-    assert cut(path, thin=True, fps=fps) == cut(path, thin=False, fps=fps)
+    assert cut(path, fps=fps) == cut(path, whole=True, fps=fps)
 
 
 def fed(path: Path, fps: float = 3.0) -> list[tuple[int, bytes]]:
     """Time and content of the packets that ffmpeg gets."""
     sink, grid = io.BytesIO(), Grid.for_fps(fps)
-    feed_needed(path, Wanted([grid.slots(clip) for clip in CLIPS], grid), LIMITS, sink)
+    feed_needed(path, 0, Wanted([grid.slots(clip) for clip in CLIPS], grid), LIMITS, sink)
     with av.open(io.BytesIO(sink.getvalue()), format="nut") as container:
         return [(packet.pts or 0, bytes(packet)) for packet in container.demux(video=0) if packet.size]
 
@@ -89,7 +92,7 @@ def test_a_file_that_is_cut_short_gives_what_it_gave(painted: Painter, tmp_path:
     path = tmp_path / "cut.mkv"
     for share in (0.3, 0.6, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
-        assert cut(path, thin=True) == cut(path, thin=False)
+        assert cut(path) == cut(path, whole=True)
 
 
 def test_frames_that_an_edit_list_hides_stay_hidden(painted: Painter, tmp_path: Path) -> None:
@@ -99,7 +102,43 @@ def test_frames_that_an_edit_list_hides_stay_hidden(painted: Painter, tmp_path: 
     subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
     with av.open(str(path)) as container:
         assert any(packet.is_discard or (packet.pts or 0) < 0 for packet in container.demux(video=0))
-    assert cut(path, thin=True) == cut(path, thin=False)
+    assert cut(path) == cut(path, whole=True)
+
+
+SOUND = ["-f", "lavfi", "-i", "sine=duration=12", "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "aac"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "before", "after"),
+    [
+        ("mp4", [], SOUND),
+        ("mkv", [], SOUND),
+        ("mp4", ["-itsoffset", "0.7"], SOUND),
+        ("mkv", ["-itsoffset", "0.7"], SOUND),
+        ("mp4", [], ["-c", "copy", "-movflags", "frag_keyframe+empty_moov+default_base_moof"]),
+        ("mkv", ["-copyts", "-ss", "5.1"], ["-c", "copy"]),
+    ],
+    ids=["sound", "sound-mkv", "sound-first", "sound-first-mkv", "fragments", "cut"],
+)
+def test_the_clock_is_that_of_the_whole_file(
+    suffix: str, before: list[str], after: list[str], painted: Painter, tmp_path: Path
+) -> None:
+    """Sound that starts before the pictures, priming samples, a first time that is not zero."""
+    source, path = write("pyramid", painted, tmp_path), tmp_path / f"clock.{suffix}"
+    command = [find_ffmpeg(), "-v", "error", *before, "-i", str(source), *after, str(path)]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    assert probe_video(path, LIMITS).can_be_thinned
+    assert cut(path) == cut(path, whole=True)
+
+
+def test_spans_that_never_end_cost_no_more(painted: Painter, tmp_path: Path) -> None:
+    """Metadata may claim months, and so for every clip."""
+    path = write("no-pyramid", painted, tmp_path)
+    endless = [Clip(f"long.{number}", number / 10, 9e6 + number) for number in range(20)]
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = cut(path, clips=[Clip("whole", 0.0, None), *endless])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 200_000
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)] == ["span_beyond_end"] * 20
 
 
 def test_an_odd_packet_on_the_way_is_left_to_ffmpeg(
@@ -107,7 +146,7 @@ def test_an_odd_packet_on_the_way_is_left_to_ffmpeg(
 ) -> None:
     """Whatever was delivered before it stands, and what comes after it is read from the file itself."""
     path = write("pyramid", painted, tmp_path)
-    wanted = cut(path, thin=False)
+    wanted = cut(path, whole=True)
     real = decode.feed_needed
     for num_bytes in (0, 20_000, 200_000):
 
@@ -126,9 +165,9 @@ def test_an_odd_packet_on_the_way_is_left_to_ffmpeg(
         monkeypatch.setattr(
             decode,
             "feed_needed",
-            lambda path, wanted, limits, sink, n=num_bytes: real(path, wanted, limits, Odd(sink, n)),
+            lambda path, index, wanted, limits, sink, n=num_bytes: real(path, index, wanted, limits, Odd(sink, n)),
         )
-        assert cut(path, thin=True) == wanted
+        assert cut(path) == wanted
 
 
 def test_rotated_video_is_read_whole(painted: Painter, tmp_path: Path) -> None:
@@ -141,6 +180,21 @@ def test_rotated_video_is_read_whole(painted: Painter, tmp_path: Path) -> None:
                 packet.stream = stream
                 target.mux(packet)
     assert not probe_video(rotated, LIMITS).can_be_thinned
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9) | st.just(OPEN_END)), max_size=6),
+    st.integers(1, 20),
+    st.integers(-5, 300),
+    st.integers(0, 40),
+)
+def test_wanted_slots(starts: list[tuple[int, int]], stride: int, first: int, length: int) -> None:
+    spans = [Slots(start, stride, count) for start, count in starts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thin, "_MANY_SLOTS", 5)
+        wanted = Wanted(spans, Grid.for_fps(3.0))
+    naive = any(slot in span for slot in range(first, first + length) for span in spans)
+    assert wanted.any_between(first, first + length) == naive
 
 
 @pytest.mark.parametrize(
