@@ -24,7 +24,7 @@ from pipeline.data.format import FAILURE_COLUMNS, MANIFEST_COLUMNS, METADATA_KEY
 from pipeline.errors import InputError
 from preprocess import workers
 from preprocess.config import PreprocessConfig
-from preprocess.merge import check_account, merge
+from preprocess.merge import merge
 from preprocess.run import main, run
 from preprocess.texts import index_folder
 
@@ -107,50 +107,6 @@ def test_sidecars_point_at_the_members(small_set: Values) -> None:
                 assert row["offset"] < start <= row["offset"] + row["size"] - row[f"{column}_size"]
                 assert data[start : start + row[f"{column}_size"]] == samples[row["clip_id"]][member]
         assert pq.read_table(output / "failures" / f"{Path(shard).name}.parquet").column_names == list(FAILURE_COLUMNS)
-
-
-def test_every_reason_is_counted(
-    small_set: Values, hdvila: Callable[..., Path], painted: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = tmp_path / "videos"
-    (folder / "broken.mp4").write_bytes((folder / "-vid_0.mp4").read_bytes()[:700])
-    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile '-vid_0.mp4'\n")
-    hdvila(
-        tmp_path / "hdvila_part1.jsonl",
-        {
-            "gone": [("gone.1.mp4", 0, 1)],
-            "broken": [("broken.1.mp4", 0, 1), ("broken.2.mp4", 1, 2)],
-            "list": [("list.1.mp4", 0, 1)],
-            "-vid_1": [("late.1.mp4", 50, 51), ("none.1.mp4", 2, 1), ("-vid_0.0.mp4", 0, 1)],
-            "banned": [("banned.1.mp4", 0, 1)],
-        },
-    )
-    with open(tmp_path / "hdvila_part1.jsonl", "a") as stream:
-        stream.write("{this is no line\n")
-    (tmp_path / "banned.txt").write_text("banned\n")
-    metadata = {**small_set["metadata"], "exclude": [str(tmp_path / "banned.txt")]}
-    stats = run(config_of(small_set, metadata=metadata))
-    found = failures(Path(small_set["output"]))
-    assert found == {
-        "gone.1.mp4": "video_missing",
-        "broken.1.mp4": "video_unreadable",
-        "broken.2.mp4": "video_unreadable",
-        "list.1.mp4": "forbidden_format",
-        "late.1.mp4": "span_beyond_end",
-        "none.1.mp4": "span_invalid",
-        "-vid_0.0.mp4": "duplicate_clip",
-        "banned.1.mp4": "excluded",
-        "": "metadata_invalid",
-    }
-    assert stats["num_delivered"] == 12 and stats["num_clips"] == 12 + len(found)
-    check_account(stats)
-
-
-def test_required_texts(small_set: Values) -> None:
-    texts = {**small_set["texts"], "require": "subtitle"}
-    stats = run(config_of(small_set, texts=texts))
-    assert failures(Path(small_set["output"])) == {"-vid_3.2.mp4": "no_text"}
-    assert stats["num_delivered"] == 11
 
 
 def test_a_second_run_writes_nothing_and_a_missing_shard_comes_back_equal(small_set: Values) -> None:
