@@ -9,6 +9,7 @@ not write files.
 
 import contextlib
 import functools
+import re
 import resource
 import selectors
 import subprocess
@@ -36,8 +37,12 @@ from preprocess.thin import OddPacket, Wanted, feed_needed
 _TIME_BASE = 90_000
 _STDERR_BYTES = 4096
 _NEARLY = 0.8
-"""An ffmpeg that complained with this share of its memory in use is taken to have run out of it: decoders call a failed
+"""An ffmpeg that failed with this share of its memory in use is taken to have run out of it: decoders call a failed
 allocation invalid data."""
+_LOOK_S = 0.05
+_NO_MEMORY = re.compile(rb"Cannot allocate memory|Error allocating|failed to map segment")
+_OVERLAP_BYTES = 32
+"""A message may come in two pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ class _LimitedProcess:
         self.stdout = self._process.stdout
         self._stderr = b""
         self._peak_bytes = 0
+        self._no_memory = False
         self._timed_out = False
         self._gave_up = False
         self._threads = [threading.Thread(target=self._watch_stderr, daemon=True)]
@@ -188,7 +194,7 @@ class _LimitedProcess:
         last = message[-1] if message else ""
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
-        if code != 0 and self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20:
+        if code != 0 and (self._no_memory or self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20):
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:
             raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {last}")
@@ -211,16 +217,19 @@ class _LimitedProcess:
         assert self._process.stderr is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
-            while True:
-                if not selector.select(max(0.0, self._deadline_s - time.monotonic())):
-                    self._timed_out = True
-                    self._process.kill()
-                    break
-                chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
-                if not chunk:
-                    break
-                self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
+            while (left_s := self._deadline_s - time.monotonic()) > 0:
+                # What a process took is gone with it: look while it lives, also where it says nothing.
+                ready = selector.select(min(left_s, _LOOK_S))
                 self._peak_bytes = max(self._peak_bytes, _address_space(self._process.pid))
+                if ready:
+                    chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
+                    if not chunk:
+                        break
+                    self._no_memory |= _NO_MEMORY.search(self._stderr[-_OVERLAP_BYTES:] + chunk) is not None
+                    self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
+            else:
+                self._timed_out = True
+                self._process.kill()
         self._process.stderr.close()
 
 

@@ -127,9 +127,11 @@ def test_time_limit(small_set: Values) -> None:
 
 
 def test_memory_limit(small_set: Values, hdvila: Hdvila, painted: Painter, tmp_path: Path) -> None:
-    painted(tmp_path / "videos" / "4k.mp4", size=(3840, 2160), num_frames=2, options={"preset": "ultrafast"})
+    options = {"cpu-used": "8", "deadline": "realtime"}
+    video = tmp_path / "videos" / "4k.webm"
+    painted(video, size=(3840, 2160), num_frames=2, codec="libvpx-vp9", options=options)
     hdvila(tmp_path / "hdvila_part0.jsonl", {"4k": [("4k.1.mp4", 0, 0.1)]})
-    stats = run(config_of(small_set, limits={"memory_mb": 256}))
+    stats = run(config_of(small_set, limits={"memory_mb": 272}))
     assert failures(Path(small_set["output"]), stats) == {"4k.1.mp4": Reason.MEMORY_LIMIT}
 
 
