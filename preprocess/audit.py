@@ -213,8 +213,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--max-findings", type=int, default=100, help="print at most this many")
     options = parser.parse_args(argv)
-    if not (options.output / "shards").is_dir():
-        raise InputError(f"{options.output} is no shard set: it holds no folder shards")
+    if not (options.output / "shards").is_dir() and not (options.output / "manifest.parquet").exists():
+        raise InputError(f"{options.output} is no shard set: it holds neither a folder shards nor a manifest.parquet")
     if options.workers < 1:
         raise InputError(f"--workers must be at least 1, got {options.workers}")
     shards = _pick(published_shards(options.output), options.shards)

@@ -97,6 +97,11 @@ def first_words(text: str, max_words: int) -> str | None:
     return clean_text(" ".join(text.split()[:max_words]))
 
 
+def _first_sentence(error: Exception) -> str:
+    """What an error says, without the list of everything that would have been possible."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
+
+
 def _device_and_dtype(config: CaptionerConfig) -> tuple[Any, Any]:
     import torch
 
@@ -124,7 +129,8 @@ class _OpenClipCaptioner:
         except (RuntimeError, OSError, ValueError) as error:
             known = [model for model in open_clip.list_models() if model.startswith("coca")]
             raise InputError(
-                f"captioner: cannot load {config.model} with {config.pretrained!r} ({error}); CoCa models: {known}"
+                f"captioner: cannot load {config.model} with {config.pretrained!r} ({_first_sentence(error)}); CoCa "
+                f"models: {known}"
             ) from None
         if not hasattr(model, "text_decoder"):
             raise InputError(f"captioner.model: {config.model} has no text decoder; take a CoCa, such as coca_ViT-L-14")

@@ -41,3 +41,16 @@ def ffmpeg_version() -> str:
     if answer.returncode != 0 or words[:2] != ["ffmpeg", "version"]:
         raise InputError(f"{find_ffmpeg()} does not answer like ffmpeg; set $FFMPEG to one that does")
     return words[2]
+
+
+def check_hwaccel(name: str) -> None:
+    """Raise an `InputError` where ffmpeg has no hardware decoder `name` on this machine: each video would fail."""
+    nothing = ["-f", "lavfi", "-i", "nullsrc", "-frames:v", "1", "-f", "null", "-"]
+    command = [find_ffmpeg(), "-v", "error", "-nostdin", "-init_hw_device", name, *nothing]
+    answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if answer.returncode != 0:
+        said = (answer.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise InputError(
+            f"clips.hwaccel: {find_ffmpeg()} cannot use {name!r} on this machine ({said}); leave it empty to decode on "
+            "the CPU"
+        )

@@ -4,6 +4,7 @@ for line in read_lines(path, max_bytes=2**26):   # Line(number, data), data None
 for row in read_rows(path, max_bytes=2**26):     # JSONL, a JSON list, CSV, TSV or Parquet as dicts
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -44,7 +45,10 @@ class BadRow:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """`path` as a binary stream, decompressed by its suffix. A missing, damaged or cut file is an `InputError`."""
+    """`path` as a binary stream, decompressed by its suffix, without a byte order mark.
+
+    A missing, damaged or cut file is an `InputError`.
+    """
     try:
         raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
     except OSError as error:
@@ -53,13 +57,19 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         with raw:
             if path.suffix == ".gz":
                 with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield cast(BinaryIO, io.BufferedReader(unpacked, _CHUNK))
+                    yield _after_mark(io.BufferedReader(unpacked, _CHUNK))
             elif path.suffix == ".zst":
-                yield cast(BinaryIO, io.BufferedReader(_ZstdFrames(raw), _CHUNK))
+                yield _after_mark(io.BufferedReader(_ZstdFrames(raw), _CHUNK))
             else:
-                yield raw
+                yield _after_mark(raw)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}); download it again") from None
+
+
+def _after_mark(stream: io.BufferedReader) -> BinaryIO:
+    if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+        stream.read(len(codecs.BOM_UTF8))
+    return cast(BinaryIO, stream)
 
 
 class _ZstdFrames(io.RawIOBase):

@@ -34,7 +34,7 @@ class ColumnsConfig(Section):
     start: str = ""
     """Start of the span: seconds or HH:MM:SS.mmm; empty with `end` empty: the whole video is one clip."""
     end: str = ""
-    """End of the span."""
+    """End of the span; a row without one goes to the end of the video."""
     subtitle: str = ""
     """A column that holds the subtitle itself, where there is one."""
     caption: str = ""
@@ -155,6 +155,8 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
     video_id = row[columns.video_id]
     start = row[columns.start] if columns.start else 0.0
     end = row[columns.end] if columns.end else None
+    end = None if end == "" else end
+    start = 0.0 if end is None and start in (None, "") else start
     clip_id = row[columns.clip_id] if columns.clip_id else _default_id(video_id, start if columns.start else None)
     if problem := _video_id_problem(video_id):
         yield Failure(str(clip_id), str(video_id), Reason.METADATA_INVALID, problem)

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.errors import InputError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -57,7 +59,11 @@ def sole_writer(folder: Path, *names: str) -> Iterator[None]:
 
     The lock goes with its process, however that ends. It is the folder's only one: do not open it twice.
     """
-    with open(folder / ".lock", "a") as stream:
+    try:
+        stream = open(folder / ".lock", "a")  # noqa: SIM115 -- closed below
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}); give a folder that can be written") from None
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         for name in names:
             remove_leftovers(folder, name)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.config import parse_command_line, read_yaml, to_yaml
 from pipeline.errors import InputError, RunError, run_command
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
-from preprocess.ffmpeg_binary import ffmpeg_version
+from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.merge import account, merge
 from preprocess.metadata import find_files
 from preprocess.plan import Plan
@@ -34,7 +34,9 @@ from preprocess.workers import ShardFailed, run_workers
 BYTES_KEYS = ("seed", "ffmpeg_version", "rendering", "clips", "shards", "limits", "texts.require", "captioner")
 """What decides the bytes of a shard; paths and worker counts are free to change."""
 
-ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts."""
+ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts.
+
+--fast is short for clips.fast=true."""
 
 
 def run(config: PreprocessConfig) -> dict[str, Any]:
@@ -56,10 +58,10 @@ def task_shards(num_shards: int, index: int, count: int) -> range:
 def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> None:
     """Write config.yaml into a new folder. One that holds shards of another config is an `InputError`."""
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
-    resolved = yaml.safe_load(to_yaml(config))
+    resolved = _without_device(yaml.safe_load(to_yaml(config)))
     versions = {"ffmpeg_version": ffmpeg_version(), "rendering": RENDERING}
     if path.exists() and versions_path.exists() and any((config.output / "shards").glob("*.parquet")):
-        before = _with_defaults(read_yaml(path)) | json.loads(versions_path.read_text())
+        before = _without_device(_with_defaults(read_yaml(path))) | json.loads(versions_path.read_text())
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
         differing = differing_keys(before, resolved | versions, keys)
         if differing:
@@ -85,6 +87,12 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
         return PreprocessConfig.model_validate(saved).model_dump(mode="json")
     except ValidationError:
         return saved
+
+
+def _without_device(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without the captioner's device, which `content_hash` leaves out too."""
+    captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name != "device"}
+    return {**resolved, "captioner": captioner}
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
@@ -120,6 +128,8 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
     missing = missing_shards(plan, config)
     if not missing:
         return
+    if config.clips.hwaccel:
+        check_hwaccel(config.clips.hwaccel)
     num_workers = config.workers or len(os.sched_getaffinity(0))
     problems: list[ShardFailed] = []
     num_failures, duration_s = 0, 0.0
@@ -143,6 +153,7 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
 
 
 def main(argv: list[str]) -> int:
+    argv = ["clips.fast=true" if word == "--fast" else word for word in argv]
     config = parse_command_line(PreprocessConfig, argv, program="python -m preprocess.run", about=ABOUT)
     if config.tasks.index >= config.tasks.count:
         raise InputError(f"tasks.index={config.tasks.index} must be below tasks.count={config.tasks.count}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from preprocess.lines import read_lines
 from preprocess.metadata import parse_time
 from preprocess.records import Clip
+from preprocess.videos import is_file
 
 _ARROW = re.compile(r"^\s*([\d:.,]+)\s*-->\s*([\d:.,]+)")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
@@ -49,7 +50,7 @@ class SubtitleFiles:
     def __call__(self, video_id: str, clip: Clip) -> str | None:
         if video_id != self._video_id:
             path = Path(self._template.format(video_id=video_id))
-            self._cues = read_cues(path) if path.is_file() else []
+            self._cues = read_cues(path) if is_file(path) else []
             self._video_id = video_id
         end_s = float("inf") if clip.end_s is None else clip.end_s
         return " ".join(word for cue in self._cues for word in cue.between(clip.start_s, end_s)) or None

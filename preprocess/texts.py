@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import lmdb
+from pydantic import field_validator
 
 from pipeline.config import Section
 from pipeline.errors import InputError
@@ -38,6 +39,20 @@ class TextsConfig(Section):
     """Files or LMDB folders with published captions by clip id, the first hit wins."""
     require: Literal["none", "any", "subtitle", "caption", "both"] = "none"
     """Which texts a clip must have to be delivered; otherwise it fails with `no_text`."""
+
+    @field_validator("subtitles", "captions")
+    @classmethod
+    def _templates_can_find_files(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if "{video_id" not in name:
+                continue
+            try:
+                name.format(video_id="x")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"the template {name!r} is wrong ({error}); it takes {{video_id}} only") from None
+            if not name.endswith((".vtt", ".srt")):
+                raise ValueError(f"a file per {{video_id}} must be a .vtt or .srt file, got {name!r}")
+        return names
 
 
 @dataclass(frozen=True, slots=True)

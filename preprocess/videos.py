@@ -4,6 +4,7 @@ locate = VideoLocator(config.videos)
 path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 """
 
+import errno
 from pathlib import Path
 
 from pydantic import model_validator
@@ -50,7 +51,7 @@ class VideoLocator:
 
     def __call__(self, video_id: str) -> Path | None:
         """The first candidate that is a file."""
-        return next((path for path in self.candidates(video_id) if path.is_file()), None)
+        return next((path for path in self.candidates(video_id) if is_file(path)), None)
 
     def candidates(self, video_id: str) -> list[Path]:
         """All paths at which the video may lie, in order of preference."""
@@ -62,6 +63,16 @@ class VideoLocator:
             extensions = self._config.extensions if "{ext" in template else ("",)
             found += [Path(template.format(video_id=video_id, ext=extension)) for extension in extensions]
         return found
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file system takes is none, while a folder out of reach raises."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _read_index(path: Path) -> dict[str, Path]:

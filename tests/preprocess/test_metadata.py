@@ -168,6 +168,24 @@ def test_rows_without_a_clip_id_get_one_from_the_start_in_milliseconds(tmp_path:
     assert [(failure.clip_id, failure.reason) for failure in failures] == [("v.soon.mp4", Reason.SPAN_INVALID)]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
+    """As spreadsheets write it."""
+    (tmp_path / "m.csv").write_text("video_id,start,end\nv,0,2\n", encoding="utf-8-sig")
+    (tmp_path / "m.jsonl").write_text(line("w", clip("w.1.mp4")), encoding="utf-8-sig")
+    clips, failures = read(tmp_path / "m.csv", layout="table", columns={"start": "start", "end": "end"})
+    assert set(clips) == {"v.0.mp4"} and not failures
+    clips, failures = read(tmp_path / "m.jsonl")
+    assert set(clips) == {"w.1.mp4"} and not failures
+
+
+def test_empty_cells_mean_the_whole_video_or_its_rest(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("video_id,clip_id,start,end\nv,a,,\nv,b,2.5,\nv,c,,4\n")
+    columns = {"clip_id": "clip_id", "start": "start", "end": "end"}
+    clips, failures = read(tmp_path / "m.csv", layout="table", columns=columns)
+    assert clips == {"a": Clip("a", 0.0, None), "b": Clip("b", 2.5, None)}
+    assert [(failure.clip_id, failure.reason) for failure in failures] == [("c", Reason.SPAN_INVALID)]
+
+
 def test_missing_files_are_wrong_input(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none*.jsonl"):
         with pytest.raises(InputError, match="none"):

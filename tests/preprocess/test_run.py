@@ -25,6 +25,7 @@ from pipeline.errors import InputError
 from preprocess import workers
 from preprocess.config import PreprocessConfig
 from preprocess.merge import merge
+from preprocess.retry import retry
 from preprocess.run import main, run
 from preprocess.texts import index_folder
 
@@ -163,6 +164,35 @@ def test_what_a_worker_cannot_open_ends_in_one_line(small_set: Values, tmp_path:
     with pytest.raises(InputError, match=r"videos\.index .* needs the columns video_id and path"):
         run(config_of(small_set, videos=videos))
     assert not list(Path(small_set["output"]).glob("shards/*"))
+
+
+def test_an_id_too_long_for_a_file_costs_only_its_own_clips(
+    small_set: Values, hdvila: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also where subtitles lie beside the videos, and in a retry."""
+    long = "x" * 300
+    hdvila(tmp_path / "hdvila_part1.jsonl", {long: [("long.1.mp4", 0, 1)]})
+    config = config_of(small_set, texts={"subtitles": [str(tmp_path / "videos" / "{video_id}.en.vtt")]})
+    assert run(config)["reasons"] == {"video_missing": 1}
+    assert failures(config.output) == {"long.1.mp4": "video_missing"}
+    assert retry(config)["reasons"] == {"video_missing": 1}
+
+
+def test_hardware_that_is_not_there_is_wrong_input(small_set: Values) -> None:
+    config = config_of(small_set, clips={**small_set["clips"], "hwaccel": "no_such_chip"})
+    with pytest.raises(InputError, match=r"clips\.hwaccel: .* cannot use 'no_such_chip'"):
+        run(config)
+
+
+def test_fast_is_a_word_of_its_own(small_set: Values, tmp_path: Path) -> None:
+    assert main([str(write_config(small_set, tmp_path)), "--fast"]) == 0
+    assert yaml.safe_load((Path(small_set["output"]) / "config.yaml").read_text())["clips"]["fast"] is True
+
+
+def test_another_device_may_go_on(small_set: Values) -> None:
+    """The kind of device is noted in the sidecars of captioned shards; it is no part of what belongs to the folder."""
+    run(config_of(small_set))
+    assert run(config_of(small_set, captioner={"device": "cuda:1"}))["num_delivered"] == 12
 
 
 def test_an_output_that_cannot_be_written_is_wrong_input(small_set: Values, tmp_path: Path) -> None:

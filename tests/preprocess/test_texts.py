@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from preprocess.records import Clip
@@ -86,6 +87,22 @@ def test_index_equals_a_dictionary(tmp_path_factory: pytest.TempPathFactory, row
     for key, text in wanted.items():
         assert index.get(key) == text
     assert index.get("nowhere to be found") is None
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    rows = [{"image_id": "a", "caption": "one"}]
+    (tmp_path / "c.csv").write_text("clip_id,text\na,one\n", encoding="utf-8-sig")
+    (tmp_path / "c.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    for name in ("c.csv", "c.json"):
+        texts = open_texts(tmp_path, captions=(str(tmp_path / name),))
+        assert texts.of("v", Clip("a", 0, 1)).caption == "one"
+
+
+@pytest.mark.parametrize("name", ["{video_id}.{lang}.vtt", "{video_id}.txt", "{video_id", "{video_id}.vtt.gz"])
+def test_a_template_that_would_find_nothing_is_wrong_input(name: str) -> None:
+    for field in ("subtitles", "captions"):
+        with pytest.raises(ValidationError, match="video_id"):
+            TextsConfig.model_validate({field: (f"data/{name}",)})
 
 
 def test_missing_sources_are_wrong_input(tmp_path: Path) -> None:
