@@ -2,11 +2,12 @@
 
 Answers before anything is spent: parameters, operations per clip, memory per GPU under every ZeRO stage, loader cores,
 storage and bandwidth, hours and GPU-hours. Operations and memory follow from shapes; the share of the peak that is
-reached (--mfu) and what a clip costs to store and decode are assumptions, printed beside the results.
+reached (--mfu) and what a clip costs to store and decode are assumptions, printed beside the results. So is the size of
+the shard set while it is not there to be counted: HD-VILA-100M, unless --clips says otherwise.
 """
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.config import load_config, split_arguments
 from pipeline.errors import InputError, run_command
@@ -16,6 +17,7 @@ with quiet():
     import torch
 
     from pipeline.data.index import Manifest
+    from pipeline.data.stream import DataConfig, Stream
     from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS
     from pipeline.flops import GPUS, ClipWork, Gpu
     from pipeline.model.clip_vip import CLIPViP
@@ -25,6 +27,21 @@ DECODE_S_PER_CLIP = 4.3e-3
 """One core, 12 MJPEG frames of 224 px from memory (measured; proportional to frames and pixels)."""
 BYTES_PER_CLIP = 430_000
 """MJPEG at 224 px and 3 frames a second, mean clip of 13.4 s (measured between 355 and 500 KB)."""
+HDVILA_CLIPS = 92_000_000
+"""Usable clips of HD-VILA-100M."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is."""
+
+    steps: int
+    clips: float
+    """Of all steps."""
+    stored_clips: int | None
+    """Of the shard sets; None where they are not there and no other figure depends on them."""
+    condition: str
+    """What the figures rest on where the data could not be counted, in words that go on a sentence."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +50,17 @@ class Plan:
 
     parameters: int
     work: ClipWork
-    clips: float
+    length: Length
     gpu: Gpu
     num_gpus: int
     mfu: float
     clips_per_gpu: float
     checkpointing: bool
     micro_batches: int
+    encodes_twice: bool
+    """Exact accumulation: features first, then each part again."""
+    bytes_per_value: int
+    """Of an activation: 2 in bf16 and fp16."""
     frame_cost: float
     """Decoding and storing, relative to 12 frames of 224 px."""
 
@@ -51,12 +72,12 @@ class Plan:
     @property
     def extra_forward(self) -> float:
         """Time over one forward and backward: a forward pass more for each way of recomputing."""
-        return 1 + (int(self.checkpointing) + int(self.micro_batches > 1)) / 3
+        return 1 + (int(self.checkpointing) + int(self.encodes_twice)) / 3
 
     @property
     def hours(self) -> float:
         """Of the run."""
-        return self.clips / self.clips_per_s / 3600
+        return self.length.clips / self.clips_per_s / 3600
 
     def states_gb(self, stage: int) -> float:
         """Parameters, gradients, optimizer and DeepSpeed's buffers per GPU."""
@@ -65,11 +86,12 @@ class Plan:
 
     @property
     def activations_gb(self) -> float:
-        """Per GPU, in bf16, and the bf16 copies of the weights; with checkpointing only the input of each layer."""
-        per_clip = self.work.activation_bytes(2)
+        """Per GPU, and copies of the weights in half precision; with checkpointing only the input of each layer."""
+        per_clip = self.work.activation_bytes(self.bytes_per_value)
         if self.checkpointing:
             per_clip = sum(4 * each.tokens * each.width * each.layers for each in self.work.sequences)
-        return (per_clip * self.clips_per_gpu / self.micro_batches + 2 * self.parameters) / 1e9
+        copies = 2 * self.parameters if self.bytes_per_value == 2 else 0
+        return (per_clip * self.clips_per_gpu / self.micro_batches + copies) / 1e9
 
 
 def state_bytes_per_parameter(stage: int, world_size: int) -> float:
@@ -97,10 +119,6 @@ def make_plan(config: TrainConfig, *, gpu: str, num_gpus: int, mfu: float, num_c
     if gpu not in GPUS:
         raise InputError(f"--gpu {gpu!r} is unknown; known are {', '.join(sorted(GPUS))}")
     data = config.data
-    if config.steps is not None:
-        clips: float = config.steps * config.batch.global_batch_size
-    else:
-        clips = (config.epochs or 0.0) * (num_clips if num_clips is not None else _clips_of(data.sources[0].shards))
     with torch.device("meta"):
         model = CLIPViP(config.model)
     return Plan(
@@ -111,46 +129,92 @@ def make_plan(config: TrainConfig, *, gpu: str, num_gpus: int, mfu: float, num_c
             num_text_tokens=data.num_text_tokens,
             loss_name=config.loss.name,
         ),
-        clips=clips,
+        length=length_of(config, num_clips),
         gpu=GPUS[gpu],
         num_gpus=num_gpus,
         mfu=mfu,
         clips_per_gpu=config.batch.global_batch_size / num_gpus,
         checkpointing=config.model.checkpoint_activations,
         micro_batches=config.batch.micro_batches,
+        encodes_twice=config.batch.micro_batches > 1 and config.batch.accumulation == "exact",
+        bytes_per_value=4 if config.engine.precision == "fp32" else 2,
         frame_cost=data.num_frames / 12 * (model.image_size_px / 224) ** 2,
     )
 
 
-def _clips_of(shards: str) -> int:
-    try:
-        return Manifest.open(shards).num_samples
-    except (InputError, OSError):
-        raise InputError(f"there is no shard set at {shards} to count clips in; give --clips, e.g. 92000000") from None
+def length_of(config: TrainConfig, num_clips: int | None) -> Length:
+    """Steps and clips of the run: of the shard sets as the stream counts them, or of one set of `num_clips`."""
+    batch_size = config.batch.global_batch_size
+    stored, condition = num_clips, ""
+    if num_clips is None and _are_here(config.data):
+        stored = sum(Manifest.open(source.shards).num_samples for source in config.data.sources)
+        batches_per_epoch = _stream(config).batches_per_epoch if config.epochs else 0
+    else:
+        batches_per_epoch = (num_clips or HDVILA_CLIPS) // batch_size
+        if num_clips is None and config.epochs:
+            missing = ", ".join(source.shards for source in config.data.sources)
+            stored = HDVILA_CLIPS
+            condition = f", if an epoch has the {HDVILA_CLIPS:,} clips of HD-VILA-100M: {missing} cannot be counted yet"
+    steps = config.steps or round((config.epochs or 0) * batches_per_epoch)
+    return Length(steps, steps * batch_size, stored, condition)
+
+
+def _are_here(data: DataConfig) -> bool:
+    """Whether every shard set can be counted; object stores are asked, not listed."""
+    return all("://" in source.shards or (Path(source.shards) / "manifest.parquet").exists() for source in data.sources)
+
+
+def _stream(config: TrainConfig) -> Stream:
+    """The stream of the run, for its counts alone."""
+    return Stream(
+        config.data, global_batch_size=config.batch.global_batch_size, image_size_px=1, tokenize=_no_tokens, seed=0
+    )
+
+
+def _no_tokens(texts: list[str]) -> torch.Tensor:
+    raise AssertionError("a plan reads no text")
 
 
 def render(plan: Plan, config: TrainConfig, gpu: str) -> str:
     """The plan for people."""
     per_gpu = plan.clips_per_s / plan.num_gpus
     clip_ms, clip_bytes = DECODE_S_PER_CLIP * plan.frame_cost * 1e3, BYTES_PER_CLIP * plan.frame_cost
-    steps = math.ceil(plan.clips / config.batch.global_batch_size)
-    set_tb = plan.clips / max(config.epochs or 1, 1) * clip_bytes / 1e12
+    length = plan.length
+    stored = f"{_scaled(length.stored_clips * clip_bytes)}B of shards" if length.stored_clips else "not known"
     recomputed = f", times {plan.extra_forward:.2f} with recomputation" if plan.extra_forward > 1 else ""
     batch = f"batch {config.batch.global_batch_size}"
     rows = {
         "parameters": f"{plan.parameters / 1e6:,.1f} M",
         "tokens per clip": f"{plan.work.vision_tokens:,} vision, {plan.work.text_tokens} text",
-        "operations per clip": f"{plan.work.training_flops / 1e9:,.0f} GFLOP forward and backward{recomputed}",
-        "clips in the run": f"{plan.clips:,.0f} ({steps:,} steps)",
+        "operations per clip": f"{_scaled(plan.work.training_flops)}FLOP forward and backward{recomputed}",
+        "clips in the run": f"{length.clips:,.0f} ({length.steps:,} steps){length.condition}",
         "GPUs": f"{plan.num_gpus} x {gpu} at {plan.mfu:.0%} of the bf16 peak (assumed; --mfu)",
         "speed": f"{plan.clips_per_s:,.0f} clips/s, {per_gpu:,.0f} per GPU",
-        "time": f"{plan.hours:,.1f} hours, {plan.hours * plan.num_gpus:,.0f} GPU-hours",
+        "time": f"{_hours(plan.hours)} hours, {_hours(plan.hours * plan.num_gpus)} GPU-hours",
         "loader": f"{per_gpu * clip_ms / 1e3:.1f} cores per GPU at {clip_ms:.1f} ms a clip",
-        "storage": f"{set_tb:,.1f} TB of shards at {clip_bytes / 1e3:,.0f} KB a clip",
-        "reading": f"{plan.clips_per_s * clip_bytes / 1e9:,.2f} GB/s, {per_gpu * clip_bytes / 1e6:,.0f} MB/s per GPU",
+        "storage": f"{stored} at {_scaled(clip_bytes)}B a clip",
+        "reading": f"{_scaled(plan.clips_per_s * clip_bytes)}B/s, {_scaled(per_gpu * clip_bytes)}B/s per GPU",
     } | {f"memory, ZeRO {stage}": _memory(plan, stage) for stage in range(4)}
-    title = f"{config.name}: {config.model.name}, {config.data.num_frames} frames, loss {config.loss.name}, {batch}"
+    model = config.model.name if config.model.architecture is None else "model.architecture"
+    title = f"{config.name}: {model}, {config.data.num_frames} frames, loss {config.loss.name}, {batch}"
     return "\n".join([title, *(f"  {name:<22}{value}" for name, value in rows.items())])
+
+
+def _scaled(value: float) -> str:
+    """Three digits and a decimal prefix.
+
+    >>> _scaled(39.56e12), _scaled(430_000), _scaled(7), _scaled(1402e9)
+    ('39.6 T', '430 K', '7 ', '1,402 G')
+    """
+    for size, prefix in ((1e13, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            size = min(size, 1e12)
+            return f"{value / size:,.{1 if value < 100 * size else 0}f} {prefix}"
+    return f"{value:.0f} "
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def _memory(plan: Plan, stage: int) -> str:

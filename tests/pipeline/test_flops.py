@@ -1,5 +1,7 @@
 """Operations and activation memory from shapes against a measured run, and the plan that they make."""
 
+import re
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -81,13 +83,44 @@ def test_the_plan_answers_how_long_pretraining_takes(capsys, tmp_path):
         assert word in printed
 
 
+def test_the_shipped_recipe_has_a_plan_before_there_are_data(capsys):
+    """The command of the README, on a machine with nothing: three epochs of HD-VILA-100M, and it says so."""
+    assert plan_main(["configs/pretrain/b32.yaml", "--gpus", "64", "--gpu", "h100"]) == 0
+    printed = capsys.readouterr().out
+    assert "if an epoch has the 92,000,000 clips of HD-VILA-100M: data/shards/hdvila_train cannot be counted" in printed
+    # By hand: 3 x 92 M clips x 374 GFLOP over 45% of 989 TFLOP/s.
+    (hours,) = re.findall(r"([\d.]+) GPU-hours", printed)
+    assert float(hours) == pytest.approx(3 * 92e6 * 374e9 / (0.45 * 989e12) / 3600, rel=0.01)
+
+
+def test_given_clips_count_for_epochs_and_for_storage(capsys, tmp_path):
+    config = write_config(tmp_path, tmp_path / "none", steps=None, epochs=2)
+    assert plan_main([str(config), "--clips", "1e3"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,992 (166 steps)\n" in printed, "two epochs of 83 whole batches of 12"
+    assert "storage               548 KB of shards at 548 B a clip" in printed
+    assert plan_main([str(config), "--clips", "1e3", "epochs=null", "steps=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "36 (3 steps)\n" in printed
+    assert "548 KB of shards" in printed
+
+
+def test_only_exact_accumulation_encodes_twice(capsys, tmp_path):
+    config = write_config(tmp_path, tmp_path / "none")
+    for words, expected in (
+        (["batch.micro_batches=2"], True),
+        (["batch.micro_batches=2", "batch.accumulation=plain"], False),
+    ):
+        plan_main([str(config), *words])
+        assert ("times 1.33 with recomputation" in capsys.readouterr().out) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--gpu", "abacus"], "abacus"),
         (["--gpus", "many"], "take numbers"),
         (["--mfu", "2"], "in .0, 1"),
-        (["steps=null", "epochs=1"], "give --clips"),
     ],
 )
 def test_wrong_options_are_input_errors(tmp_path, words, message):
