@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 from pipeline.dist import local_rank
@@ -60,6 +60,14 @@ class EngineConfig(Section):
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """A collective that waits longer, because a rank hangs or died, ends the run on all ranks."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "EngineConfig":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile works with ZeRO 0 to 2; set compile: false or zero_stage: 2")
+        if self.device == "cpu" and self.precision == "fp16":
+            raise ValueError("precision: fp16 needs a GPU; on a CPU set precision: fp32 or bf16")
+        return self
+
 
 def resolve_device(config: EngineConfig) -> torch.device:
     """This rank's device. InputError where the config asks for what the machine lacks."""
@@ -70,8 +78,6 @@ def resolve_device(config: EngineConfig) -> torch.device:
         raise InputError("engine.device is cuda, but this machine has no CUDA device; set engine.device=cpu")
     if wanted == "cpu" and config.precision == "fp16":
         raise InputError("engine.precision fp16 needs a GPU; on a CPU set engine.precision=fp32 or bf16")
-    if config.compile and config.zero_stage == 3:
-        raise InputError("engine.compile works with ZeRO 0 to 2; set engine.compile=false or engine.zero_stage=2")
     return torch.device(wanted, local_rank()) if wanted == "cuda" else torch.device("cpu")
 
 
@@ -79,10 +85,7 @@ def deepspeed_config(
     config: EngineConfig, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
 ) -> dict[str, Any]:
     """DeepSpeed's own config: derived from ours, then the engine-only keys of `passthrough`."""
-    for dotted in _dotted_keys(passthrough):
-        for derived in DERIVED_KEYS:
-            if dotted == derived or dotted.startswith(derived + "."):
-                raise InputError(f"deepspeed.{dotted} repeats what our own config decides; remove it")
+    assert not repeated_keys(passthrough), "TrainConfig refuses these"
     made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows_per_rank,
         "gradient_accumulation_steps": 1,
@@ -105,6 +108,15 @@ def deepspeed_config(
         zero["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
     made["zero_optimization"] = zero | dict(passthrough.get("zero_optimization", {}))
     return made
+
+
+def repeated_keys(passthrough: dict[str, Any]) -> list[str]:
+    """Dotted keys of a `deepspeed` section that our own config decides."""
+    return [
+        dotted
+        for dotted in _dotted_keys(passthrough)
+        if any(dotted == derived or dotted.startswith(f"{derived}.") for derived in DERIVED_KEYS)
+    ]
 
 
 def _dotted_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from pipeline.checkpoint.save import CheckpointConfig
 from pipeline.config import Section
 from pipeline.data.stream import DataConfig
-from pipeline.engine_config import EngineConfig
+from pipeline.engine_config import EngineConfig, repeated_keys
+from pipeline.evaluation.metrics import RISING
 from pipeline.evaluation.protocol import RetrievalSetConfig
 from pipeline.losses import LossConfig
 from pipeline.model.config import ModelConfig
@@ -49,9 +50,16 @@ class EvaluationConfig(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"sets: names must differ, got {names}")
         if self.best_metric is not None:
-            chosen = [config for config in self.sets if config.name == self.best_metric.partition("/")[0]]
+            set_name, _, metric = self.best_metric.partition("/")
+            chosen = [config for config in self.sets if config.name == set_name]
             if not chosen:
                 raise ValueError(f"best_metric {self.best_metric!r} names no set of {names}; write <set name>/t2v_r1")
+            known = [*RISING, *(f"pairs_{kind}" for kind in chosen[0].pairs)]
+            if metric not in known:
+                raise ValueError(
+                    f"best_metric {self.best_metric!r}: {metric!r} is no metric of which higher is better; there are "
+                    f"{', '.join(known)}"
+                )
             if chosen[0].split == "test" and not self.best_on_test:
                 raise ValueError(
                     f"best_metric chooses on the test split of {chosen[0].name!r}; name a set with split: val, or set "
@@ -94,7 +102,8 @@ class TrainConfig(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Length of the run in epochs of the data."""
     stop_at_step: int | None = Field(default=None, gt=0)
-    """Save and leave after this step, as if a signal had come; the same command without it goes on."""
+    """Save and leave after this step, as if a signal had come, or at once where the run is past it; the same command
+    without it goes on."""
     resume: str = "auto"
     """auto: go on from the newest intact checkpoint of the run folder; a path: the same, and where there is none, from
     that checkpoint or run folder; never: start over, what the folder holds is set aside as checkpoints_before_<n>."""
@@ -118,6 +127,10 @@ class TrainConfig(Section):
     def _check(self) -> "TrainConfig":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.steps is not None and self.stop_at_step is not None and self.stop_at_step > self.steps:
+            raise ValueError(f"stop_at_step is {self.stop_at_step}, but the run ends at {self.steps}; leave it out")
+        if repeated := repeated_keys(self.deepspeed):
+            raise ValueError(f"deepspeed.{repeated[0]} repeats what our own config decides; remove it")
         return self
 
     @property

@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RECALL_LEVELS = (1, 5, 10)
+RISING = tuple(
+    f"{direction}_{name}" for direction in ("t2v", "v2t") for name in (*(f"r{k}" for k in RECALL_LEVELS), "gm")
+)
+"""The metrics of a set of which higher is better, beside the accuracies of its minimal pairs."""
 
 
 def recall_metrics(ranks: NDArray[np.float64], direction: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS, EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
@@ -110,12 +111,6 @@ def test_bf16_is_autocast_over_fp32_parameters(pair, stage, parts):
         assert bf16_norm == pytest.approx(norm, rel=0.1)
 
 
-def test_repeating_a_derived_key_is_an_error():
-    for passthrough in ({"gradient_clipping": 1.0}, {"zero_optimization": {"stage": 2}}, {"bf16": {"enabled": True}}):
-        with pytest.raises(InputError, match="repeats what our own config decides"):
-            deepspeed_config(EngineConfig(), clip_norm=1.0, rows_per_rank=2, passthrough=passthrough)
-
-
 def test_engine_only_keys_pass_through():
     made = deepspeed_config(
         EngineConfig(zero_stage=2, precision="bf16"),
@@ -133,13 +128,11 @@ def test_engine_only_keys_pass_through():
     assert made["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [
-        ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
-        ({"compile": True, "zero_stage": 3, "device": "cpu"}, "ZeRO 0 to 2"),
-    ],
+    [({"precision": "fp16"}, "fp16 needs a GPU"), ({"device": "cuda"}, "this machine has no CUDA device")],
 )
-def test_what_cannot_work_is_an_error_in_one_line(settings, message):
+def test_what_this_machine_lacks_is_an_error_in_one_line(settings, message):
     with pytest.raises(InputError, match=message):
         resolve_device(EngineConfig.model_validate(settings))
