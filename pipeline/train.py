@@ -38,6 +38,7 @@ with quiet():
     from pipeline.ownership import Ownership
     from pipeline.run_folder import prepare
     from pipeline.signals import StopRequest
+    from pipeline.start import first_weights
     from pipeline.train_config import TrainConfig
     from pipeline.trainer import Evaluate, Progress, Run, train
     from pipeline.wandb_mirror import WandbMirror
@@ -81,6 +82,9 @@ def run_to_the_end(
     try:
         if run.progress.step >= run.total_steps:
             logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
+        elif config.stop_at_step is not None and run.progress.step >= config.stop_at_step:
+            place = f"{config.run_folder} is at step {run.progress.step}"
+            logger.info(f"{place}, and stop_at_step={config.stop_at_step}; nothing to do")
         elif train(run) == "finished" and is_main():
             finish_folder(config.run_folder, run.progress.step)
     except PipelineError:
@@ -214,17 +218,6 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         work=work_of(config, model, device),
         mirror=mirror,
     )
-
-
-def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
-    """The model to put under the engine; a checkpoint to come overwrites its weights."""
-    model_config = config.model
-    if checkpoint is not None:
-        model_config = model_config.model_copy(update={"pretrained": None})
-    elif config.init_from is not None:
-        # As `model` describes it, so that what it says of training (freeze, checkpointing) holds, now and at a resume.
-        model_config = model_config.model_copy(update={"pretrained": str(config.init_from)})
-    return CLIPViP.from_config(model_config)
 
 
 def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:

@@ -22,10 +22,19 @@ def start_state(config: ModelConfig) -> tuple[State, Architecture]:
     architecture = read_architecture(config)
     if config.pretrained is None:
         return _random_state(architecture), architecture
-    path = Path(config.pretrained).expanduser()
-    if path.exists() or os.sep in config.pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+    path = weights_path(config)
+    if path is not None:
         return _state_from_path(path, config.name, architecture), architecture
     return _state_from_tag(config.name, config.pretrained, architecture)
+
+
+def weights_path(config: ModelConfig) -> Path | None:
+    """`pretrained` as a path, there or not; None for a tag of open_clip, or without any."""
+    if config.pretrained is None:
+        return None
+    path = Path(config.pretrained).expanduser()
+    is_path = path.exists() or os.sep in config.pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors")
+    return path if is_path else None
 
 
 def _random_state(architecture: Architecture) -> State:

@@ -160,6 +160,15 @@ def test_a_set_that_lacks_videos_is_refused_before_the_first_step(shards, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_stop_that_is_past_trains_no_further(shards, pools, tmp_path):
+    """A job that is requeued after it stopped, or is given an earlier step, must not run on to the end."""
+    config = write_config(tmp_path, shards)
+    for stop, reached in ((2, 2), (2, 2), (1, 2), (3, 3)):
+        train(pools(1), config, f"stop_at_step={stop}")
+        assert losses(tmp_path / "runs/run")[-1]["step"] == reached
+    assert not (tmp_path / "runs/run/COMPLETE").exists()
+
+
 def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
     config = write_config(tmp_path, shards, steps=3)
     train(pools(1), config, "stop_at_step=2")
