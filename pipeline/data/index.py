@@ -155,14 +155,21 @@ def _read_ahead(folder: Folder, names: Sequence[str]) -> Iterator[bytes]:
 
 def manifest_facts(folder: str) -> dict[str, Any]:
     """The facts in manifest.parquet's schema metadata: manifest_hash, num_samples, subtitle_from, caption_from."""
-    schema = pq.read_schema(pa.BufferReader(_read_input(folder, "manifest.parquet")))
-    return _facts(schema, f"{folder}/manifest.parquet")
+    return _facts(_read_manifest_table(folder).schema, f"{folder}/manifest.parquet")
 
 
 def read_manifest(folder: str) -> list[dict[str, Any]]:
     """The rows of manifest.parquet, sorted by shard."""
-    table = read_table(_read_input(folder, "manifest.parquet"))
-    return table.sort_by("shard").to_pylist()  # type: ignore[no-any-return]
+    return _read_manifest_table(folder).sort_by("shard").to_pylist()  # type: ignore[no-any-return]
+
+
+def _read_manifest_table(folder: str) -> pa.Table:
+    content = _read_input(folder, "manifest.parquet")
+    try:
+        return read_table(content)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}/manifest.parquet is damaged ({reason}); merge the set again") from None
 
 
 def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
