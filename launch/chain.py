@@ -34,8 +34,9 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
     overrides = split_overrides(options.overrides, ["shards", *files])
     links: list[Link] = []
     to_come: list[Path] = []
+    without_gpus = options.site.model_copy(update={"gpus_per_node": 0})
     for number, config in enumerate(shard_configs):
-        mine = replace(options, config=(config,), overrides=overrides["shards"], name=None)
+        mine = replace(options, config=(config,), overrides=overrides["shards"], name=None, site=without_gpus)
         plan = plan_shards(mine)
         to_come.append(plan.output)
         links.append(

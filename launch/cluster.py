@@ -75,6 +75,13 @@ class ClusterConfig(Section):
     preflight: PreflightConfig = PreflightConfig()
     """What is checked inside the job before it trains."""
 
+    @field_validator("mem")
+    @classmethod
+    def _mem_is_readable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+[KMGT]?B?", value, re.IGNORECASE):
+            raise ValueError('memory per node is written "500G", "64000" (MB) or "0" (all of it)')
+        return value
+
     @field_validator("time")
     @classmethod
     def _time_is_readable(cls, value: str) -> str:

@@ -1,7 +1,7 @@
 """Runs in the batch script around srun and decides whether the job is requeued. Standard library only.
 
-    python -m launch.guard started RUN_FOLDER --progress GLOB --finished FILE
-    python -m launch.guard ended   RUN_FOLDER --progress GLOB --finished FILE --code 137
+    python -m launch.guard started RUN_FOLDER --progress GLOB --finished FILE...
+    python -m launch.guard ended   RUN_FOLDER --progress GLOB --finished FILE... --code 137
     python -m launch.guard timeout RUN_FOLDER ...        # after a SIGTERM: was it the time limit?
 
 SLURM requeues by itself after a lost node and after a preemption that outlasted its grace time, and does nothing when a
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("event", choices=("started", "ended", "timeout"))
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--progress", default="", help="files whose number and last name tell the progress")
-    parser.add_argument("--finished", default="", help="a file that exists when the work is done")
+    parser.add_argument("--finished", nargs="*", default=[], help="files one of which exists when the work is done")
     parser.add_argument("--no-requeue", action="store_true", help="decide and record, but never requeue")
     parser.add_argument("--code", type=int, default=0, help="exit code of srun")
     given = parser.parse_args(argv)
@@ -134,8 +134,8 @@ def main(argv: list[str]) -> int:
         state=state,
         state_reason=reason,
         restarts_now=restarts_now,
-        # Without such a file, a job that ended well is done.
-        finished=Path(given.finished).exists() if given.finished else given.code == 0,
+        # Without such files, a job that ended well is done.
+        finished=any(Path(file).exists() for file in given.finished) if given.finished else given.code == 0,
         futile=count_futile(folder.events(job), progress_mark(given.progress)),
         rank_codes=tuple(row["code"] for row in exits),
         first_failure="rank {rank} on {node} failed: {error}".format(**exits[0]) if exits else "",

@@ -37,8 +37,8 @@ class Work:
     """All tasks form one process group; else each task works alone."""
     progress: str = ""
     """Files (a glob) whose number and last name change with progress."""
-    finished: str = ""
-    """A file that exists once the work is done; empty: exit code 0 means done."""
+    finished: tuple[str, ...] = ()
+    """Files one of which exists once the work is done; none: exit code 0 means done."""
     argv_after_requeue: tuple[str, ...] = ()
     """More arguments from the second start on: go on from what the job itself saved."""
 

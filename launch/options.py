@@ -65,7 +65,7 @@ def make_parser(program: str, about: str, default_config: str | None) -> argpars
         help="a file of configs/cluster, or a path (default: $LAUNCH_SITE or default)",
     )
     parser.add_argument("--gpus-per-node", type=int, help="GPUs of a node, one task each; 0: one CPU task a node")
-    parser.add_argument("--cpus-per-gpu", type=int, help="CPU cores per GPU; with --gpus-per-node 0, per task")
+    parser.add_argument("--cpus-per-gpu", type=int, help="CPU cores per GPU; of a task that has none, all its cores")
     for name, text in SITE_OPTIONS.items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument(
@@ -94,16 +94,19 @@ def make_parser(program: str, about: str, default_config: str | None) -> argpars
     return parser
 
 
-def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Options:
-    """Parse and check; wrong options end with exit code 2."""
+def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str], word: str | None = None) -> Options:
+    """Parse and check; wrong options end with exit code 2. `word`: the option that one word without a = stands for."""
     given = vars(parser.parse_intermixed_args(list(argv)))
     files = given["config"] or []
     # `--config a.yaml b.yaml optim.lr=1e-5` gives argparse no border between the two kinds of words.
     given["config"] = [word for word in files if "=" not in word]
     given["overrides"] += [word for word in files if "=" in word]
-    for word in given["overrides"]:
-        if "=" not in word:
-            raise InputError(f"{word!r} is not key=value; config files go after --config, see --help")
+    plain = [text for text in given["overrides"] if "=" not in text]
+    if word is not None and len(plain) == 1 and given[word] is None:
+        given[word] = plain.pop()
+        given["overrides"].remove(given[word])
+    if plain:
+        raise InputError(f"{plain[0]!r} is not key=value; config files go after --config, see --help")
     for job in given["after"]:
         if not re.fullmatch(r"\d+(_\d+)?", job):
             raise InputError(f"--after {job}: a job id is a number, as squeue shows it")

@@ -51,6 +51,12 @@ class JobFolder:
         files = sorted((self.path / "events").glob(f"{job}_*.jsonl"))
         return {file.stem: read_rows(file) for file in files} | ({job: self.events(job)} if self.events(job) else {})
 
+    def is_over(self, submission: Row) -> bool:
+        """Whether a submitted job has said that it ended for good. One that vanished without a word has not."""
+        last = [rows[-1] for rows in self.array_events(str(submission["job"])).values()]
+        ended = [row for row in last if row["event"] == "ended" and row["action"] in ("done", "stop")]
+        return len(ended) >= (submission["tasks"] if submission.get("array") else 1)
+
     def add_exit(self, job: str, restart: int, rank: int, row: Row) -> None:
         """Keep why a rank failed."""
         write_json(self.path / "exits" / f"{job}.{restart}.{rank}", row)

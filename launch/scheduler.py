@@ -1,5 +1,6 @@
 """Questions to SLURM: partitions, limits, states of jobs. Quiet, with a time limit, and without accounting if need be.
 
+    facts = cluster_facts()            # partitions and limits; asked once, in one call
     states = job_states(["1234"])      # {"1234": "RUNNING"}; one query however many jobs
 
 None or {} means that SLURM is not here or does not know; nothing here raises, except `check_partition` on wrong input.
@@ -20,39 +21,62 @@ ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUE
 
 @dataclass(frozen=True)
 class Partition:
-    """What sinfo says about a partition."""
+    """What SLURM says about a partition."""
 
     name: str
     is_default: bool
     time_limit_minutes: int | None
     num_nodes: int
+    max_nodes: int | None
+    """Most nodes of one job."""
     is_up: bool
 
 
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What a launcher needs to know of a cluster."""
+
+    partitions: dict[str, Partition]
+    max_array_size: int | None
+    """Indices of an array stay below it."""
+
+
 @cache
-def partitions() -> dict[str, Partition] | None:
-    """All partitions by name; None where there is no SLURM. A launcher asks once, however many jobs it plans."""
-    text = _ask("sinfo", "-h", "-a", "-o", "%P|%l|%D|%a")
-    if text is None:
-        return None
-    found: dict[str, Partition] = {}
-    for line in text.splitlines():
-        name, limit, num_nodes, state = line.strip().split("|")
-        plain = name.rstrip("*")
-        before = found[plain].num_nodes if plain in found else 0  # sinfo gives a row per node state
-        try:
-            minutes = minutes_of(limit)
-        except ValueError:
-            minutes = None  # infinite
-        found[plain] = Partition(plain, name.endswith("*"), minutes, before + int(num_nodes), state == "up")
-    return found
+def cluster_facts() -> ClusterFacts | None:
+    """None where there is no SLURM. A launcher asks once, however many jobs it plans."""
+    # scontrol takes commands from its standard input: one call answers everything.
+    text = _ask("scontrol", "-a", "-o", commands="show partition\nshow config\n")
+    partitions: dict[str, Partition] = {}
+    max_array_size = None
+    for line in (text or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "PartitionName":
+            partition = _read_partition(line)
+            partitions[partition.name] = partition
+        elif key.strip() == "MaxArraySize":
+            max_array_size = int(value)
+    return ClusterFacts(partitions, max_array_size) if partitions else None
+
+
+def _read_partition(line: str) -> Partition:
+    values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    unlimited = "UNLIMITED"
+    return Partition(
+        name=values["PartitionName"],
+        is_default=values["Default"] == "YES",
+        time_limit_minutes=None if values["MaxTime"] == unlimited else minutes_of(values["MaxTime"]),
+        num_nodes=int(values["TotalNodes"]),
+        max_nodes=None if values["MaxNodes"] == unlimited else int(values["MaxNodes"]),
+        is_up=values["State"] == "UP",
+    )
 
 
 def check_partition(site: ClusterConfig, resources: Resources) -> list[str]:
     """Compare a job with the partition it asks for. Returns findings; raises InputError on what SLURM would refuse."""
-    known = partitions()
-    if known is None:
-        return ["no sinfo here: the partition and its limits are not checked"]
+    facts = cluster_facts()
+    if facts is None:
+        return ["no SLURM answers here: the partition and its limits are not checked"]
+    known = facts.partitions
     on_gpu = resources.gpus_per_node > 0
     wanted = site.partition if on_gpu else site.cpu_partition or site.partition
     if wanted is None:
@@ -67,6 +91,10 @@ def check_partition(site: ClusterConfig, resources: Resources) -> list[str]:
     if resources.nodes > partition.num_nodes:
         raise InputError(
             f"partition {partition.name} has {partition.num_nodes} nodes, but --nodes is {resources.nodes}"
+        )
+    if partition.max_nodes is not None and resources.nodes > partition.max_nodes:
+        raise InputError(
+            f"partition {partition.name} lets a job have {partition.max_nodes} nodes, but --nodes is {resources.nodes}"
         )
     if partition.time_limit_minutes is not None and minutes_of(site.time) > partition.time_limit_minutes:
         raise InputError(
@@ -101,22 +129,11 @@ def accounted_state(job: str) -> str | None:
     return lines[0].strip() or None
 
 
-@cache
-def max_array_size() -> int | None:
-    """MaxArraySize of this cluster: array indices stay below it. Asked once."""
-    text = _ask("scontrol", "show", "config") or ""
-    for line in text.splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize":
-            return int(value)
-    return None
-
-
-def _ask(*command: str) -> str | None:
+def _ask(*command: str, commands: str = "") -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, input=commands, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None

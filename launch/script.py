@@ -45,7 +45,7 @@ trap : TERM USR1 USR2 CONT
 
 def setup_lines(site: ClusterConfig, work: Work, code: Path) -> list[str]:
     """All lines between the #SBATCH block and srun; `code` holds the packages that the job runs."""
-    words = [str(work.run_folder), "--progress", work.progress, "--finished", work.finished]
+    words = [str(work.run_folder), "--progress", work.progress, "--finished", *work.finished]
     # A merge that finds shards missing would find them missing again.
     words += [] if site.requeue and work.kind != "merge" else ["--no-requeue"]
     guard = GUARD % {"python": shlex.quote(sys.executable), "words": shlex.join(words)}

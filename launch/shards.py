@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cluster import ROOT, Resources
+from launch.checks import check_disk
+from launch.cluster import ROOT, ClusterConfig, Resources
 from launch.job import Work
 from launch.options import Options
 from launch.run_folder import JobFolder
-from launch.scheduler import check_partition, max_array_size
-from launch.start import announce, hold_folder
+from launch.scheduler import check_partition, cluster_facts
+from launch.start import announce, hold_folder, show_checks
 from launch.submit import Job, batch_script, run_debug, run_local, submit
 from launch.training import config_key
 from launch.wait import wait_for
@@ -49,7 +50,8 @@ class ShardPlan:
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
-    """Options of slurm_shards.py alone."""
+    """Options of slurm_shards.py alone. Its tasks take GPUs only when asked to, for sites that give no node without."""
+    parser.set_defaults(gpus_per_node=0)
     parser.add_argument("--shards-per-task", type=int, default=16, help="most shards of one array task (default: 16)")
     parser.add_argument("--throttle", type=int, help="tasks that run at a time (default: --nodes)")
 
@@ -65,13 +67,15 @@ def plan_shards(options: Options) -> ShardPlan:
     per_task, throttle = options.extra["shards_per_task"], options.extra["throttle"] or options.nodes
     if per_task < 1 or throttle < 1:
         raise InputError("--shards-per-task and --throttle are at least 1")
-    resources = Resources(cpus_per_task=options.site.cpus_per_node)
+    resources = shard_resources(options.site)
     facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
+    facts += check_disk(config.output.resolve())
     lacking = missing_metadata(config, options.dry_run)
     num_shards, missing = (0, []) if lacking else find_missing(config, options.dry_run)
     count = max(min(options.nodes, num_shards), math.ceil(num_shards / per_task))
     indices = sorted({number % count for number in missing})
-    facts.append(f"{len(missing)} of {num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
+    if not lacking:
+        facts.append(f"{len(missing)} of {num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
 
     name = options.name or f"shards_{config.output.name}"
     run_folder = (options.site.runs_dir / name).resolve()
@@ -97,6 +101,12 @@ def plan_shards(options: Options) -> ShardPlan:
         facts=tuple(facts),
         missing=lacking,
     )
+
+
+def shard_resources(site: ClusterConfig) -> Resources:
+    """A task has a node of its own, with GPUs or without."""
+    cpus = site.cpus_per_gpu * site.gpus_per_node if site.gpus_per_node else site.cpus_per_node
+    return Resources(gpus_per_node=site.gpus_per_node, cpus_per_task=cpus)
 
 
 def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ...]:
@@ -129,8 +139,8 @@ def find_missing(config: "PreprocessConfig", dry_run: bool) -> tuple[int, list[i
 
 def array_limit(options: Options) -> int:
     """Most tasks of one array. MaxArraySize 1001 is SLURM's default: indices 0 to 1000."""
-    limit = options.site.max_array_size
-    return limit or (max_array_size() if options.cluster == "slurm" else None) or 1000
+    facts = cluster_facts() if options.cluster == "slurm" else None
+    return options.site.max_array_size or (facts.max_array_size if facts else None) or 1000
 
 
 def split(tasks: Sequence[tuple[str, ...]], size: int) -> list[tuple[tuple[str, ...], ...]]:
@@ -155,16 +165,14 @@ def share(throttle: int, num_arrays: int) -> list[int]:
 
 def start_shards(plan: ShardPlan, options: Options) -> int:
     """Dry run, or submit (and wait for the merge), or run here."""
-    for fact in plan.facts:
-        print(fact)
     if options.dry_run:
         print("# resolved config\n" + plan.config_text)
         for job in (*plan.arrays, plan.merge) if options.cluster == "slurm" else ():
             print("# sbatch script\n" + batch_script(job, options.site, options.after))
-        for line in plan.missing:
-            print(f"missing  {line}")
-        print("# nothing was submitted (--dry-run)")
+        show_checks(plan.facts, plan.missing)
         return 0
+    for fact in plan.facts:
+        print(fact)
     write_shard_config(plan)
     if options.cluster != "slurm":
         run = run_local if options.cluster == "local" else run_debug

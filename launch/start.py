@@ -3,11 +3,14 @@
 return start(plan, options)
 """
 
+from collections.abc import Sequence
+
+from launch.checks import active_jobs
 from launch.job import Work
 from launch.options import Options
 from launch.run_folder import JobFolder
 from launch.submit import batch_script, run_debug, run_local, submit
-from launch.training import Plan, active_jobs
+from launch.training import Plan
 from launch.wait import wait_for
 from pipeline.errors import InputError
 
@@ -62,9 +65,14 @@ def show(plan: Plan, options: Options) -> None:
         print("# sbatch script\n" + batch_script(plan.job, options.site, options.after))
     if plan.outlook:
         print("# plan\n" + plan.outlook)
+    show_checks(plan.facts, plan.missing)
+
+
+def show_checks(facts: Sequence[str], missing: Sequence[str]) -> None:
+    """The end of a dry run."""
     print("# checks")
-    for fact in plan.facts:
+    for fact in facts:
         print(f"ok       {fact}")
-    for line in plan.missing:
+    for line in missing:
         print(f"missing  {line}")
     print("# nothing was submitted (--dry-run)")

@@ -16,7 +16,7 @@ from pipeline.log import quiet
 with quiet():
     import torch
 
-    from pipeline.data.index import Manifest
+    from pipeline.data.index import manifest_facts
     from pipeline.data.stream import DataConfig, Stream
     from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS
     from pipeline.flops import GPUS, ClipWork, Gpu
@@ -147,7 +147,7 @@ def length_of(config: TrainConfig, num_clips: int | None) -> Length:
     batch_size = config.batch.global_batch_size
     stored, condition = num_clips, ""
     if num_clips is None and _are_here(config.data):
-        stored = sum(Manifest.open(source.shards).num_samples for source in config.data.sources)
+        stored = sum(manifest_facts(source.shards)["num_samples"] for source in config.data.sources)
         batches_per_epoch = _stream(config).batches_per_epoch if config.epochs else 0
     else:
         batches_per_epoch = (num_clips or HDVILA_CLIPS) // batch_size

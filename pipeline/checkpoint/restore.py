@@ -33,7 +33,7 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
         try:
             answer = newest_intact(run_folder)
             if answer == (None, []) and resume != "auto":
-                answer = (_named_checkpoint(Path(resume)), [])
+                answer = (named_checkpoint(Path(resume)), [])
         except InputError as error:
             answer = str(error)
     answer = broadcast_value(answer)
@@ -50,7 +50,7 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     return chosen
 
 
-def _named_checkpoint(path: Path) -> Path:
+def named_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the one that a run folder's `latest` names."""
     checkpoint = path if (path / ENGINE_FOLDER).is_dir() else read_latest(path)
     if checkpoint is None:

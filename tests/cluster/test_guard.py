@@ -25,7 +25,7 @@ class Sleeper:
             module="sleeper",
             argv=(str(run), *words),
             progress=str(run / "checkpoints" / "step_*" / "COMPLETE.json"),
-            finished=str(run / "COMPLETE"),
+            finished=(str(run / "COMPLETE"),),
         )
         self.job = submit(Job(work, Resources(nodes=2), name="sleeper"), load_site("cpu", SITE))
 

@@ -1,13 +1,17 @@
 """Stand-ins for SLURM's commands: small scripts on PATH, for what needs no real cluster."""
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from launch.scheduler import max_array_size, partitions
+from launch.scheduler import cluster_facts
+from pipeline.data.format import METADATA_KEY
 
 Commands = Callable[..., Path]
 
@@ -24,12 +28,11 @@ TINY_MODEL = {
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """commands(sinfo="echo ...") puts bash scripts first on PATH; returns their folder."""
+    """commands(squeue="echo ...") puts bash scripts first on PATH; returns their folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    partitions.cache_clear()
-    max_array_size.cache_clear()
+    cluster_facts.cache_clear()
 
     def put(**scripts: str) -> Path:
         for name, body in scripts.items():
@@ -38,6 +41,17 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
         return folder
 
     return put
+
+
+def cluster(*partitions: str, max_array_size: int = 1001) -> str:
+    """A stand-in for scontrol, as it answers `show partition` and `show config` on its standard input."""
+    lines = ["scontrol: show partition", *(f"PartitionName={partition}" for partition in partitions)]
+    lines += ["scontrol: show config", f"MaxArraySize            = {max_array_size}", "scontrol: "]
+    text = "\n".join(lines)
+    return f"grep -q 'show partition' || exit 1\ncat <<'END'\n{text}\nEND"
+
+
+BATCH = "batch AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=01:00:00 State=UP TotalCPUs=16 TotalNodes=8"
 
 
 @pytest.fixture
@@ -58,7 +72,9 @@ def train_file(tmp_path: Path) -> str:
     """A training config whose shards exist, as far as the login node can see."""
     shards = tmp_path / "shards"
     shards.mkdir()
-    (shards / "manifest.parquet").write_bytes(b"")
+    facts = {"format_version": 1, "manifest_hash": "0" * 16, "num_samples": 64}
+    table = pa.table({"shard": ["shards/000000"]}).replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
+    pq.write_table(table, shards / "manifest.parquet")
     path = tmp_path / "train.yaml"
     path.write_text(
         yaml.safe_dump(

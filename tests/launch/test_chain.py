@@ -8,6 +8,7 @@ from launch.chain import Link, split_overrides
 from launch.run_folder import JobFolder
 from launch.slurm_chain import main, queue
 from pipeline.errors import InputError
+from tests.launch.conftest import BATCH, cluster
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_a_chain_is_planned_before_anything_is_queued(
 def test_finetuning_starts_from_the_pretrained_run(
     commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands(sinfo="echo 'batch*|1:00:00|8|up'")
+    commands(scontrol=cluster(BATCH))
     words = ["--name", "study", "--pretrain", train_file, "--finetune", train_file]
     assert main(["--site", site_file, *words, "--dry-run"]) == 0
     shown = capsys.readouterr().out

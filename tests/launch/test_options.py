@@ -57,3 +57,20 @@ def test_setup_lines_and_cpus(site_file: str) -> None:
     options = parse("--site", site_file, *words)
     assert options.site.setup == ["module load a", "ulimit -n 4096"]
     assert options.site.cpus_per_node == 3
+
+
+def test_one_word_may_stand_for_an_option(site_file: str) -> None:
+    parser = make_parser("x.py", "about", "configs/evaluate/msrvtt_1ka.yaml")
+    parser.add_argument("--checkpoint")
+    words = ["--site", site_file, "--nodes", "2"]
+    for argv in (["runs/b32", *words], [*words, "runs/b32", "a=1"], [*words, "a=1", "--checkpoint", "runs/b32"]):
+        assert parse_options(parser, argv, word="checkpoint").extra["checkpoint"] == "runs/b32"
+    with pytest.raises(InputError, match="'c' is not key=value"):
+        parse_options(parser, [*words, "c", "d"], word="checkpoint")
+
+
+def test_memory_is_written_as_slurm_reads_it(site_file: str) -> None:
+    for mem in ("500G", "0", "64000", "2t", "800MB"):
+        assert parse("--site", site_file, "--mem", mem).site.mem == mem
+    with pytest.raises(InputError, match="memory per node is written"):
+        parse("--site", site_file, "--mem", "lots")

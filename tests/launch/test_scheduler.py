@@ -3,20 +3,28 @@
 import pytest
 
 from launch.cluster import Resources, load_site
-from launch.scheduler import accounted_state, check_partition, job_states, max_array_size, partitions
+from launch.scheduler import Partition, accounted_state, check_partition, cluster_facts, job_states
 from pipeline.errors import InputError
+from tests.launch.conftest import BATCH, cluster
 
-SINFO = "printf 'batch*|1:00:00|6|up\\nbatch*|1:00:00|2|up\\nlong|infinite|4|up\\nold|1:00:00|4|down\\n'"
+SCONTROL = cluster(
+    BATCH,
+    "long Default=NO MaxNodes=3 MaxTime=UNLIMITED State=UP TotalNodes=4",
+    "old Default=NO MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=DOWN TotalNodes=4",
+    max_array_size=6,
+)
 
 
-def test_partitions(commands) -> None:
-    commands(sinfo=SINFO)
-    found = partitions()
-    assert found is not None
-    assert found["batch"].num_nodes == 8
-    assert found["batch"].is_default
-    assert found["batch"].time_limit_minutes == 60
-    assert found["long"].time_limit_minutes is None
+def test_one_call_tells_everything_about_the_cluster(commands, tmp_path) -> None:
+    commands(scontrol=f"echo asked >> {tmp_path}/asked\n{SCONTROL}")
+    facts = cluster_facts()
+    assert facts is not None
+    assert facts.partitions["batch"] == Partition("batch", True, 60, 8, None, True)
+    assert facts.partitions["long"] == Partition("long", False, None, 4, 3, True)
+    assert facts.partitions["old"] == Partition("old", False, 1440, 4, None, False)
+    assert facts.max_array_size == 6
+    assert cluster_facts() is facts
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 @pytest.mark.parametrize(
@@ -24,28 +32,28 @@ def test_partitions(commands) -> None:
     [
         ({"partition": "gpu"}, 1, "no partition 'gpu' on this cluster; it has batch, long, old"),
         ({"partition": "long"}, 5, "partition long has 4 nodes, but --nodes is 5"),
+        ({"partition": "long"}, 4, "lets a job have 3 nodes, but --nodes is 4"),
         ({"time": "2:00:00"}, 1, "lets a job run for 60 minutes, but --time is 2:00:00"),
     ],
 )
 def test_refusals(commands, site_file: str, given: dict[str, str], nodes: int, message: str) -> None:
-    commands(sinfo=SINFO)
+    commands(scontrol=SCONTROL)
     with pytest.raises(InputError, match=message):
         check_partition(load_site(site_file, given), Resources(nodes=nodes))
 
 
 def test_findings(commands, site_file: str) -> None:
-    commands(sinfo=SINFO)
+    commands(scontrol=SCONTROL)
     assert check_partition(load_site(site_file, {}), Resources(nodes=8)) == []
     assert "not up" in check_partition(load_site(site_file, {"partition": "old"}), Resources())[0]
 
 
 def test_without_slurm_nothing_is_known(commands, site_file: str) -> None:
     commands()
-    assert partitions() is None
+    assert cluster_facts() is None
     assert job_states(["1"]) == {}
     assert accounted_state("1") is None
-    assert max_array_size() is None
-    assert "no sinfo here" in check_partition(load_site(site_file, {}), Resources())[0]
+    assert "no SLURM answers here" in check_partition(load_site(site_file, {}), Resources())[0]
 
 
 def test_job_states(commands, capfd: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +61,6 @@ def test_job_states(commands, capfd: pytest.CaptureFixture[str]) -> None:
     commands(
         squeue="\n".join(f"echo '{row}'" for row in rows),
         sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1",
-        scontrol="echo 'MaxArraySize            = 1001'",
     )
     states = job_states(["7", "8", "9"])
     assert (states["7"], states["8"], states["9"], states["9_0"]) == (
@@ -63,5 +70,4 @@ def test_job_states(commands, capfd: pytest.CaptureFixture[str]) -> None:
         "COMPLETED",
     )
     assert accounted_state("7") is None
-    assert max_array_size() == 1001
     assert capfd.readouterr().err == "", "no warning from polling reaches the terminal"

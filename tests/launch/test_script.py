@@ -23,7 +23,7 @@ def make_job(run_folder: Path) -> Job:
         argv=("x.yaml",),
         distributed=True,
         progress=str(run_folder / "checkpoints" / "*"),
-        finished=str(run_folder / "COMPLETE"),
+        finished=(str(run_folder / "COMPLETE"),),
     )
     return Job(work, Resources(nodes=8), name="probe")
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.cluster import Resources
 from launch.options import make_parser, parse_options
 from launch.shards import ShardPlan, add_shard_options, plan_shards, share, split, start_shards
 from launch.slurm_shards import main
 from pipeline.errors import InputError
+from tests.launch.conftest import BATCH, cluster
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def shards_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def plan(site_file: str, shards_file: str, commands):
-    commands(scontrol="echo 'MaxArraySize            = 3'")
+    commands(scontrol=cluster(BATCH, max_array_size=3))
 
     def make(*words: str) -> ShardPlan:
         parser = make_parser("slurm_shards.py", "about", shards_file)
@@ -119,3 +121,17 @@ def test_dry_run_leaves_nothing_behind(
     assert not (tmp_path / "set").exists()
     with pytest.raises(InputError, match="there is no file"):
         main(words[:-1])
+
+
+def test_gpus_and_cpus_of_a_task(shards_file: str, commands) -> None:
+    """The default site has 8 GPUs a node, of which shards take none unless they are asked for."""
+    commands(scontrol=cluster(BATCH))
+    parser = make_parser("slurm_shards.py", "about", shards_file)
+    add_shard_options(parser)
+    for words, expected in (
+        ([], Resources(cpus_per_task=8)),
+        (["--cpus-per-gpu", "6"], Resources(cpus_per_task=6)),
+        (["--cpus-per-gpu", "6", "--gpus-per-node", "2"], Resources(gpus_per_node=2, cpus_per_task=12)),
+    ):
+        made = plan_shards(parse_options(parser, ["--time", "60", *words]))
+        assert made.arrays[0].resources == expected

@@ -1,15 +1,16 @@
 """Checks on the login node: what is refused, what is only reported."""
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
 
 from launch.cluster import ROOT
 from launch.options import make_parser, parse_options
+from launch.run_folder import JobFolder
 from launch.slurm_pretrain import main
 from launch.training import Plan, plan_training
+from pipeline.checkpoint.folder import seal
 from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError
 from pipeline.train_config import TrainConfig
@@ -33,7 +34,8 @@ def fill(run_folder: Path, train_file: str, *overrides: str) -> None:
     """A run folder with a config and one complete checkpoint."""
     step = run_folder / "checkpoints" / "step_00000002"
     step.mkdir(parents=True)
-    (step / "COMPLETE.json").write_text(json.dumps({}))
+    (step / "state.json").write_text("{}")
+    seal(step, {"step": 2})
     (run_folder / "config.yaml").write_text(to_yaml(load_config(TrainConfig, [train_file], overrides)))
 
 
@@ -43,12 +45,13 @@ def test_a_new_run(plan, tmp_path: Path) -> None:
     assert made.facts[0] == "batch: 16 clips = 4 ranks (4 x 1) x up to 4 clips, in 1 micro-batch of up to 4"
     assert "new folder" in made.facts[1]
     assert made.missing == ()
-    assert made.job.work.finished == str(tmp_path / "runs" / "probe" / "COMPLETE")
+    assert made.job.work.finished == (str(tmp_path / "runs" / "probe" / "COMPLETE"),)
 
 
 def test_stopping_early_counts_as_done(plan, tmp_path: Path) -> None:
     finished = plan("stop_at_step=2").job.work.finished
-    assert finished == str(tmp_path / "runs" / "probe" / "checkpoints" / "step_00000002" / "COMPLETE.json")
+    assert str(tmp_path / "runs" / "probe" / "checkpoints" / "step_00000002" / "COMPLETE.json") in finished
+    assert str(tmp_path / "runs" / "probe" / "COMPLETE") in finished, "an epoch may have fewer steps"
 
 
 def test_full_run_folder_needs_resume(plan, tmp_path: Path, train_file: str) -> None:
@@ -56,6 +59,79 @@ def test_full_run_folder_needs_resume(plan, tmp_path: Path, train_file: str) -> 
     with pytest.raises(InputError, match="checkpoints up to step_00000002; pass --resume"):
         plan()
     assert "resumes" in plan("--resume").facts[1]
+
+
+def test_the_checkpoint_to_go_on_from_is_looked_at(plan, tmp_path: Path, train_file: str) -> None:
+    fill(tmp_path / "runs" / "probe", train_file)
+    newer = tmp_path / "runs" / "probe" / "checkpoints" / "step_00000003"
+    newer.mkdir()
+    facts = plan("--resume").facts
+    assert facts[1].endswith("from step_00000002")
+    assert "passes over" in facts[2] and "step_00000003: no COMPLETE.json" in facts[2]
+    (tmp_path / "runs" / "probe" / "checkpoints" / "step_00000002" / "state.json").write_text("{]")
+    with pytest.raises(InputError, match="no checkpoint is intact"):
+        plan("--resume")
+
+
+def test_starting_over_is_said_and_needs_no_resume(plan, tmp_path: Path, train_file: str) -> None:
+    fill(tmp_path / "runs" / "probe", train_file)
+    assert "its checkpoints up to step_00000002 are set aside" in plan("resume=never").facts[1]
+    with pytest.raises(InputError, match="--resume goes on with a run, resume=never starts it over"):
+        plan("resume=never", "--resume")
+    with pytest.raises(InputError, match="is at step_00000002, but stop_at_step is 2"):
+        plan("--resume", "stop_at_step=2")
+
+
+def test_where_a_new_run_is_told_to_begin(plan, tmp_path: Path, train_file: str) -> None:
+    other = tmp_path / "runs" / "other"
+    fill(other, train_file)
+    step = other / "checkpoints" / "step_00000002"
+    (step / "engine").mkdir()
+    with pytest.raises(InputError, match="neither a checkpoint nor a run folder"):
+        plan(f"resume={tmp_path}")
+    assert f"from {step}" in plan(f"resume={step}").facts[1]
+    assert plan(f"resume={tmp_path}/nowhere").missing == (f"{tmp_path}/nowhere does not exist",)
+
+
+def test_a_folder_is_asked_about_only_while_its_job_may_run(commands, plan, tmp_path: Path, train_file: str) -> None:
+    fill(tmp_path / "runs" / "probe", train_file)
+    commands(squeue=f"echo >> {tmp_path}/asked")
+    folder = JobFolder(tmp_path / "runs" / "probe")
+    folder.add_submission({"job": "7", "tasks": 2, "array": False})
+    folder.add_event("7", {"event": "started", "restart": 0})
+    plan("--resume")
+    assert (tmp_path / "asked").read_text() == "\n"
+    folder.add_event("7", {"event": "ended", "restart": 0, "code": 1, "action": "stop", "why": "x"})
+    plan("--resume")
+    assert (tmp_path / "asked").read_text() == "\n", "the job has said that it is over"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.device=cuda", "engine.device is cuda, but the job has no GPUs"),
+        ("engine={precision: fp16, device: auto}", "engine.precision is fp16, but the job has no GPUs"),
+        ("optim.lr_multipliers={^nothing$: 2.0}", "match no parameter"),
+        ("data.num_text_tokens=400", "context length 400 is outside"),
+        ("model={architecture: null, name: ViT-Z}", "unknown model 'ViT-Z'"),
+        ("init_from=README.md", "cannot read weights from README.md"),
+        ("engine.zero_stage=7", "engine.zero_stage: Input should be 0, 1, 2 or 3"),
+    ],
+)
+def test_what_the_start_of_a_run_would_refuse_is_refused_here(plan, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(override)
+
+
+def test_a_damaged_manifest_is_one_line(plan, tmp_path: Path) -> None:
+    (tmp_path / "shards" / "manifest.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(InputError, match=r"manifest.parquet is damaged \(.*\); merge the set again"):
+        plan()
+
+
+def test_weights_that_are_not_here_are_missing_unless_a_link_before_writes_them(plan, tmp_path: Path) -> None:
+    assert plan("init_from=runs/nowhere").missing == ("runs/nowhere does not exist",)
+    assert plan("model.pretrained=/nowhere/clip.pt").missing == ("/nowhere/clip.pt does not exist",)
 
 
 def test_finished_run_folder_is_refused(plan, tmp_path: Path, train_file: str) -> None:
@@ -107,7 +183,14 @@ def test_dry_run_without_slurm(
     commands()
     assert main(["--site", site_file, "--config", train_file, "--nodes", "8", "--dry-run", "optim.lr=3.0e-4"]) == 0
     shown = capsys.readouterr().out
-    for part in ("# resolved config", "lr: 0.0003", "#SBATCH --nodes=8", "8 ranks (8 x 1)", "no sinfo here", "GB free"):
+    for part in (
+        "# resolved config",
+        "lr: 0.0003",
+        "#SBATCH --nodes=8",
+        "8 ranks (8 x 1)",
+        "no SLURM answers here",
+        "GB free",
+    ):
         assert part in shown, part
     assert not (tmp_path / "runs").exists()
 
@@ -120,6 +203,8 @@ def test_dry_run_on_gpus_gives_memory_and_hours(
     assert main([*words, "engine.device=auto"]) == 0
     shown = capsys.readouterr().out
     assert "# plan" in shown
+    assert "GPU-hours" in shown
+    assert "memory, ZeRO 3" in shown
     assert "#SBATCH --gpus-per-node=4" in shown
 
 
