@@ -183,6 +183,8 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
         model = load_model(path)
     model = model.to(device).eval()
     for set_config in config.sets.values():
+        model.tokenizer(set_config.num_text_tokens)  # raises before any video is encoded, not after the last
+    for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(model, set_config, device)
         rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}

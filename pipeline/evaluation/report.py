@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -126,11 +127,12 @@ def _num_asked(report: Report, metric: str) -> int | str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for reports."""
+    """Make a folder for reports. InputError where none can be made, or nothing written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror}; set output= to a folder that can be made") from None
+        raise InputError(f"cannot write into {folder}: {error.strerror}; set output= to a folder that can be") from None
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -50,8 +50,8 @@ def load_model_as(kind: type[Model], path: str | Path) -> Model:
     if config is None:
         raise InputError(
             f"{path} does not tell its model's number of heads or activation; "
-            "name the model: CLIPViP.from_config(ModelConfig(name=..., pretrained=PATH)), or "
-            "python -m pipeline.convert with --name"
+            "name the model: model.name and model.pretrained in a config, "
+            "CLIPViP.from_config(ModelConfig(name=..., pretrained=PATH)) in Python, or pipeline.convert --name"
         )
     model = kind.unfilled(config)
     model.fill(weights.state, origin=str(path))

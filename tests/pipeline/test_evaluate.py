@@ -135,8 +135,22 @@ def test_what_is_wrong_is_found_before_anything_is_encoded(painted: Path, monkey
     queries = write_queries(painted / "other.jsonl", {"c1": "1", "c99": "99"})
     with pytest.raises(RunError, match=r"set other: 1 of 2 videos cannot be used"):
         main([*words, f"sets.other.shards={painted}", f"sets.other.queries={queries}"])
-    with pytest.raises(InputError, match=r"cannot make .*set.yaml/out: Not a directory; set output="):
+    with pytest.raises(InputError, match=r"cannot write into .*set.yaml/out: Not a directory; set output="):
         main([*words, f"output={painted / 'set.yaml' / 'out'}"])
+    with pytest.raises(InputError, match=r"cannot write into /proc: "):
+        main([*words, "output=/proc"])
+
+
+def test_too_many_tokens_are_found_before_any_video_is_read(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: PaintedModel, context_length: int) -> None:
+        if context_length > 77:
+            raise InputError(f"context length {context_length} is outside 2..77")
+
+    monkeypatch.setattr(PaintedModel, "tokenizer", refuse)
+    monkeypatch.setattr(evaluate, "retrieve", lambda *_, **__: pytest.fail("a set was encoded"))
+    words = ["sets.other.shards=x", f"sets.other.queries={painted / 'queries.jsonl'}", "sets.other.num_text_tokens=99"]
+    with pytest.raises(InputError, match="context length 99"):
+        main([str(painted / "run"), str(painted / "set.yaml"), *words])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
