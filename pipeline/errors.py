@@ -1,7 +1,7 @@
 """The one small exception tree, and the exit codes that follow from it.
 
     0  done
-    1  failed: the input was right, the work was not finished (RunError, or any error that we did not foresee)
+    1  failed: the input was right, the work was not finished (RunError, a full disk, or any error not foreseen)
     2  wrong input: nothing was started (InputError)
 
 Every entry point is wrapped by `run_command`, which turns a `PipelineError` into one line on stderr. Messages say
@@ -11,6 +11,7 @@ what, where, and what to do. A traceback is printed only for errors that are our
         run_command(main)
 """
 
+import errno
 import os
 import signal
 import sys
@@ -35,6 +36,9 @@ class RunError(PipelineError, RuntimeError):
     exit_code = 1
 
 
+_DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE))
+
+
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Run `main(sys.argv[1:])` and exit with 0, 1 or 2; a `PipelineError` becomes the line `error: ...` on stderr."""
     try:
@@ -49,5 +53,11 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         # The reader of our output (head, less) went away: not our failure, and there is nobody left to tell.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; mend that and run the same command again", file=sys.stderr, flush=True)
         code = 1
     sys.exit(code)

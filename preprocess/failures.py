@@ -37,8 +37,13 @@ class FailureTable:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
-        self._writer.close()
+        self.close()
+
+    def close(self) -> None:
+        """Write what is left; a second time does nothing."""
+        if self._writer.is_open:
+            self._flush()
+            self._writer.close()
 
     def add(self, failure: Failure) -> None:
         self._rows.append(failure.row(self._shard))

@@ -9,6 +9,7 @@ The tar's bytes depend on the samples only: fixed owner, mode, time and order of
 (`sample_key`), and the members of a sample lie next to each other.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -102,11 +103,12 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._file.closed:  # an error: tarfile would write its last block when it is collected
-            self._tar.close()
-            self._file.close()
         for path in self._temporary.values():
             path.unlink(missing_ok=True)
+        # After an error what is open is closed, and what a full disk does not take is of no more use.
+        for close in (self._tar.close, self._file.close, self._failures.close):
+            with contextlib.suppress(OSError):
+                close()
 
     @property
     def num_failures(self) -> int:
@@ -174,7 +176,7 @@ class ShardWriter:
             return
         self._tar.close()
         self._file.close()
-        self._failures.__exit__(None, None, None)
+        self._failures.close()
         self._locate_members()
         facts = {
             **self._facts,

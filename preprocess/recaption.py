@@ -27,6 +27,7 @@ from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.merge import account, merge, published_shards
 from preprocess.pack import ShardWriter, read_facts
+from preprocess.plan import Plan
 from preprocess.records import Clip, Failure, Media
 from preprocess.texts import ClipTexts
 
@@ -35,6 +36,7 @@ ABOUT = """Add captions of the middle frames to the shards in the config's outpu
 
 def recaption(config: PreprocessConfig, captioner: Captioner) -> dict[str, Any]:
     """Caption every shard that this captioner has not seen; returns the statistics of the set."""
+    Plan.open(config.output / "plan")  # only our own sets: the tars of an indexed one are somebody else's
     recover(config.output)
     wanted = {"source": config.captioner.source, "replace": config.captioner.replace}
     versions = captioner_versions(config.captioner)

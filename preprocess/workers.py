@@ -181,7 +181,7 @@ def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessCon
             except (BrokenPipeError, EOFError):
                 raise
             except OSError as error:
-                pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename}"))
+                pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename or config.output}"))
             except Exception:
                 pipe.send(ShardFailed(number, traceback.format_exc()))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import InputError
 from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
 from preprocess.index import index_folder
@@ -93,6 +94,13 @@ def test_captions_are_added_and_all_else_stays(config: PreprocessConfig) -> None
         assert sample.result == before[clip_id].result
         assert sample.caption_frame == int(sample.result.num_frames / 2)
     check_sound(config.output)
+
+
+def test_the_tars_of_an_indexed_set_are_left_alone(config: PreprocessConfig, tmp_path: Path) -> None:
+    index_folder(config.output / "shards", tmp_path / "indexed", caption_from="txt", subtitle_from="")
+    with pytest.raises(InputError, match="no plan"):
+        recaption(config.model_copy(update={"output": tmp_path / "indexed"}), describe)
+    assert (tmp_path / "indexed" / "shards" / "000000.tar").is_symlink()
 
 
 def test_replace_only_when_asked_and_only_once(config: PreprocessConfig) -> None:

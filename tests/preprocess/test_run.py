@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -193,6 +194,23 @@ def test_another_device_may_go_on(small_set: Values) -> None:
     """The kind of device is noted in the sidecars of captioned shards; it is no part of what belongs to the folder."""
     run(config_of(small_set))
     assert run(config_of(small_set, captioner={"device": "cuda:1"}))["num_delivered"] == 12
+
+
+def test_a_full_disk_leaves_nothing_half_done(small_set: Values, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the plan fits, a shard does not."""
+    path = write_config({**small_set, "texts": {}}, tmp_path)
+    command = [sys.executable, "-m", "preprocess.run", str(path)]
+    answer = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    output = Path(small_set["output"])
+    assert answer.returncode == 1 and "File too large" in answer.stderr and "Traceback" not in answer.stderr
+    assert not list(output.rglob("*.tmp*")) and not list(output.glob("shards/*.parquet"))
+    assert main([str(path)]) == 0
+    assert len(read_back(output)) == 12
 
 
 def test_an_output_that_cannot_be_written_is_wrong_input(small_set: Values, tmp_path: Path) -> None:
