@@ -81,7 +81,7 @@ def _name(options: Options, kind: str) -> str | None:
 def _link(kind: str, plan: Plan, options: Options) -> Link:
     """A link of one job. What it lacks must come from the links before; anything else is refused here already."""
     if not options.dry_run:
-        require(plan)
+        require(plan, options)
 
     def send(after: tuple[str, ...]) -> str:
         write_config(plan)

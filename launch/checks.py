@@ -28,15 +28,20 @@ def check_device(config: "TrainConfig", resources: Resources) -> None:
             raise InputError(f"engine.{key} is {value}, but the job has no GPUs; give --gpus-per-node, or change it")
 
 
-def check_buildable(config: "TrainConfig", to_come: Sequence[Path]) -> None:
-    """Refuse what the start of the run would refuse: unknown models, weights that do not fit, groups, damaged data."""
+def check_buildable(config: "TrainConfig", to_come: Sequence[Path], *, data_may_change: bool) -> None:
+    """Refuse what the start of the run would refuse: unknown models, weights that do not fit, groups, damaged data.
+
+    With `data_may_change`, weights and data are left alone: a job that runs before this one may be writing them.
+    """
     from pipeline.data.index import manifest_facts
     from pipeline.start import check_start
 
     promised = {path.resolve() for path in to_come}
-    if config.init_from is not None and config.init_from.resolve() in promised:
+    if config.init_from is not None and (data_may_change or config.init_from.resolve() in promised):
         config = config.model_copy(update={"init_from": None})
     check_start(config)
+    if data_may_change:
+        return
     for source in config.data.sources:
         if (Path(source.shards) / "manifest.parquet").exists():
             manifest_facts(source.shards)

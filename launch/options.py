@@ -99,14 +99,14 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str], word: st
     given = vars(parser.parse_intermixed_args(list(argv)))
     files = given["config"] or []
     # `--config a.yaml b.yaml optim.lr=1e-5` gives argparse no border between the two kinds of words.
-    given["config"] = [word for word in files if "=" not in word]
-    given["overrides"] += [word for word in files if "=" in word]
+    given["config"] = [text for text in files if _is_config(text)]
+    given["overrides"] += [text for text in files if not _is_config(text)]
     plain = [text for text in given["overrides"] if "=" not in text]
     if word is not None and len(plain) == 1 and given[word] is None:
         given[word] = plain.pop()
         given["overrides"].remove(given[word])
     if plain:
-        raise InputError(f"{plain[0]!r} is not key=value; config files go after --config, see --help")
+        raise InputError(f"{plain[0]!r} is not key=value; config files (.yaml) go after --config, see --help")
     for job in given["after"]:
         if not re.fullmatch(r"\d+(_\d+)?", job):
             raise InputError(f"--after {job}: a job id is a number, as squeue shows it")
@@ -131,6 +131,10 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str], word: st
         resume=given["resume"],
         extra={key: value for key, value in given.items() if key not in shared},
     )
+
+
+def _is_config(text: str) -> bool:
+    return "=" not in text and text.endswith((".yaml", ".yml"))
 
 
 def _site_values(given: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,11 @@ def plan_evaluation(options: Options, checkpoint: Path, to_come: tuple[Path, ...
         folder = default_output(checkpoint) if checkpoint.suffix else checkpoint / "evaluation"
         config = config.model_copy(update={"output": folder})
     promised = {path.resolve() for path in to_come}
-    if checkpoint.exists() and checkpoint.resolve() not in promised:
-        read_weights(select_checkpoint(checkpoint, config.which)[0])
-    check_sets(config.sets.values(), to_come)
+    if not options.after:
+        # Else the job before may still be writing them.
+        if checkpoint.exists() and checkpoint.resolve() not in promised:
+            read_weights(select_checkpoint(checkpoint, config.which)[0])
+        check_sets(config.sets.values(), to_come)
     wanted = [(chosen.shards, chosen.shards / "manifest.parquet") for chosen in config.sets.values()]
     wanted += [(path, path) for chosen in config.sets.values() for path in (chosen.queries, *chosen.pairs.values())]
     wanted += [(bank, bank) for chosen in config.sets.values() if (bank := chosen.query_bank) is not None]

@@ -20,7 +20,7 @@ def start(plan: Plan, options: Options) -> int:
     if options.dry_run:
         show(plan, options)
         return 0
-    require(plan)
+    require(plan, options)
     write_config(plan)
     for fact in plan.facts:
         print(fact)
@@ -33,10 +33,12 @@ def start(plan: Plan, options: Options) -> int:
     return wait_for(job, JobFolder(plan.job.work.run_folder)) if options.wait else 0
 
 
-def require(plan: Plan) -> None:
-    """Refuse a job that lacks something."""
-    if plan.missing:
+def require(plan: Plan, options: Options) -> None:
+    """Refuse a job that lacks something, unless the job that it waits for may still make it."""
+    if plan.missing and not options.after:
         raise InputError("; ".join(plan.missing))
+    for line in plan.missing:
+        print(f"expected from job {' or '.join(options.after)}: {line}")
 
 
 def hold_folder(folder: JobFolder) -> None:

@@ -52,7 +52,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
             "ranks: every rank needs at least one clip"
         )
     check_device(config, resources)
-    check_buildable(config, to_come)
+    check_buildable(config, to_come, data_may_change=bool(options.after))
     run_folder = config.run_folder.resolve()
     facts = [batch_arithmetic(config, options.nodes, world_size)]
     facts += check_run_folder(run_folder, config, options.resume)

@@ -63,7 +63,12 @@ def test_one_word_may_stand_for_an_option(site_file: str) -> None:
     parser = make_parser("x.py", "about", "configs/evaluate/msrvtt_1ka.yaml")
     parser.add_argument("--checkpoint")
     words = ["--site", site_file, "--nodes", "2"]
-    for argv in (["runs/b32", *words], [*words, "runs/b32", "a=1"], [*words, "a=1", "--checkpoint", "runs/b32"]):
+    for argv in (
+        ["runs/b32", *words],
+        ["--config", "configs/evaluate/lsmdc.yaml", "runs/b32", *words],
+        [*words, "runs/b32", "a=1"],
+        [*words, "a=1", "--checkpoint", "runs/b32"],
+    ):
         assert parse_options(parser, argv, word="checkpoint").extra["checkpoint"] == "runs/b32"
     with pytest.raises(InputError, match="'c' is not key=value"):
         parse_options(parser, [*words, "c", "d"], word="checkpoint")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import slurm_evaluate
 from launch.cluster import ROOT
 from launch.options import make_parser, parse_options
 from launch.run_folder import JobFolder
@@ -206,6 +207,27 @@ def test_dry_run_on_gpus_gives_memory_and_hours(
     assert "GPU-hours" in shown
     assert "memory, ZeRO 3" in shown
     assert "#SBATCH --gpus-per-node=4" in shown
+
+
+def test_what_is_missing_may_come_from_the_job_before(
+    commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training after the job that writes its shards, an evaluation after the training: neither is there yet."""
+    commands(sbatch="echo Submitted batch job 41", srun="exit 1")
+    (tmp_path / "shards" / "manifest.parquet").unlink()
+    before = tmp_path / "runs" / "before"
+    before.mkdir(parents=True)  # as a queued training leaves it: without weights
+    words = ["--site", site_file, "--after", "40"]
+    assert main([*words, "--config", train_file, f"init_from={before}"]) == 0
+    assert "expected from job 40: data.sources[0].shards" in capsys.readouterr().out
+    sets = f"sets={{held: {{shards: {tmp_path}/none, queries: {tmp_path}/none.jsonl}}}}"
+    evaluate = tmp_path / "evaluate.yaml"
+    evaluate.write_text("{}")
+    argv = [*words, "--config", str(evaluate), str(before), sets, "--name", "later"]
+    assert slurm_evaluate.main(argv) == 0
+    assert "expected from job 40: " in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds no model"):
+        slurm_evaluate.main(argv[:2] + argv[4:])
 
 
 def test_sbatch_refusal_is_one_line(
