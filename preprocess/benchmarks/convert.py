@@ -3,7 +3,8 @@
     splits -> counts checked -> texts.jsonl | queries.jsonl -> metadata + video index -> preprocess.run -> report
 
 A count that is not the published one stops the conversion before any video is decoded, unless `accept_counts` is set. A
-video that is missing or unreadable is listed by name and reason; nothing is dropped in silence.
+video that is missing or unreadable is listed by name and reason; nothing is dropped in silence. The same command, run
+again after more videos came, delivers these too.
 """
 
 import json
@@ -15,12 +16,16 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.benchmarks.checks import check_counts, check_entries, describe_split, find_leakage
 from preprocess.benchmarks.report import console_report, markdown_report
 from preprocess.benchmarks.split import Split
 from preprocess.benchmarks.video_folder import VideoFolder
-from preprocess.config import PreprocessConfig
+from preprocess.config import PreprocessConfig, RetryConfig
+from preprocess.merge import published_shards
+from preprocess.retry import retry
+from preprocess.rounds import standing_failures
 from preprocess.run import run
 
 
@@ -109,7 +114,24 @@ def _write_split(split: Split, folder: VideoFolder, target: Path, config: Output
             for entry in split.entries
         ),
     )
-    run(_preprocess_config(target, metadata, index, config, cut=split.entries[0].end_s is not None))
+    settings = _preprocess_config(target, metadata, index, config, cut=split.entries[0].end_s is not None)
+    last_run_s = _last_run_s(target)
+    run(settings)
+    if last_run_s is not None:
+        retry(_with_reasons(settings, last_run_s, found.values()))
+
+
+def _last_run_s(target: Path) -> float | None:
+    """When the shards were last finished, in the clock of the files; None: never."""
+    stats = target / "shards" / "stats.json"
+    return stats.stat().st_mtime if stats.exists() else None
+
+
+def _with_reasons(settings: PreprocessConfig, last_run_s: float, videos: Iterable[Path]) -> PreprocessConfig:
+    """Missing videos are tried again when their files are there, unreadable ones when any file came since."""
+    came = any(path.stat().st_ctime > last_run_s for path in videos)
+    reasons = (Reason.VIDEO_MISSING, *((Reason.VIDEO_UNREADABLE,) if came else ()))
+    return settings.model_copy(update={"retry": RetryConfig(reasons=reasons)})
 
 
 def _preprocess_config(
@@ -136,12 +158,12 @@ def _preprocess_config(
 
 def _account(split: Split, target: Path) -> dict[str, Any]:
     """Which clips were delivered, and why the others were not: read back from the shard set itself."""
+    shards = target / "shards"
     failures = {}
-    for path in sorted((target / "shards" / "failures").glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            failures[row["clip_id"]] = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
+    for row in standing_failures(shards, set(published_shards(shards))):
+        failures[row["clip_id"]] = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
     delivered = 0
-    for path in sorted((target / "shards" / "shards").glob("*.parquet")):
+    for path in sorted((shards / "shards").glob("*.parquet")):
         delivered += pq.read_metadata(path).num_rows
     texts_of = {entry.clip_id: len(entry.texts) for entry in split.entries}
     lost = {clip_id: why for clip_id, why in failures.items() if clip_id in texts_of}

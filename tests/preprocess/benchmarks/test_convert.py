@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.clips import ClipReader
 from pipeline.errors import InputError
-from preprocess.benchmarks import didemo
+from preprocess.benchmarks import didemo, plain
 from tests.preprocess.benchmarks import miniatures
 
 
@@ -67,6 +67,36 @@ def test_activitynet_lists_what_is_unreadable(tmp_path: Path) -> None:
     report = convert("activitynet", tmp_path, "splits=[val_1]")
     assert report["splits"]["val_1"]["delivered"] == 2
     assert "video_unreadable" in report["splits"]["val_1"]["not_delivered"]["v_fff"]
+
+
+@pytest.mark.heavy
+def test_videos_that_came_later_are_delivered_by_the_same_command(tmp_path: Path) -> None:
+    """One was missing, one no video; a third still is none after the second call, and is not tried a third time."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in ("a", "b", "c", "d"):
+        miniatures.write_video(raw / f"{name}.mp4", "red")
+    (tmp_path / "rows.csv").write_text("video,caption\n" + "".join(f"{name},text {name}\n" for name in "abcd"))
+    words = ["name=mine", f"test={tmp_path / 'rows.csv'}", f"videos={raw}", f"output={tmp_path / 'out'}", "workers=1"]
+    whole = (raw / "b.mp4").read_bytes()
+    (raw / "a.mp4").rename(tmp_path / "a.mp4")
+    (raw / "b.mp4").write_bytes(whole[:100])
+    (raw / "d.mp4").write_bytes(b"no video")
+
+    def split() -> dict[str, Any]:
+        assert plain.main([*words, "size_px=32"]) == 0
+        report: dict[str, Any] = json.loads((tmp_path / "out" / "report.json").read_text())
+        return dict(report["splits"]["test"])
+
+    assert (split()["delivered"], sorted(split()["not_delivered"])) == (1, ["a", "b", "d"])
+    (tmp_path / "a.mp4").rename(raw / "a.mp4")
+    (raw / "b.mp4").write_bytes(whole)
+    after = split()
+    assert (after["delivered"], after["texts_with_video"], list(after["not_delivered"])) == (3, 3, ["d"])
+    shards = tmp_path / "out" / "test" / "shards"
+    assert sorted(ClipReader(shards, num_frames=3, image_size_px=32).clip_ids) == ["a", "b", "c"]
+    assert split() == after
+    assert len(list((shards / "plan").glob("retry_*"))) == 1
 
 
 def test_wrong_counts_stop_before_any_video_is_decoded(tmp_path: Path) -> None:
