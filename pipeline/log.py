@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
 def start_logging(folder: Path) -> None:
     """Send our log to `folder`/rank_00000.log, and that of rank 0 to the console as well."""
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / f"rank_{rank():05d}.log", encoding="utf-8")
+    to_file = LogFile(folder / f"rank_{rank():05d}.log", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [to_file]
     if is_main():
@@ -56,8 +56,18 @@ def start_logging(folder: Path) -> None:
     logger.propagate = False
 
 
+class LogFile(logging.FileHandler):
+    """A log that a full disk may cut short: what cannot be written is no reason for a traceback on the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: rank 0 says the same on the console."""
+
+
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, one line a step, steps ascending, also over any number of resumes."""
+    """`metrics.jsonl`: one JSON object a line, one line a step, steps ascending, also over any number of resumes.
+
+    Lines that do not fit on the disk wait in memory for the next write; training goes on.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open for appending; lines after `resume_step`, and a last line that a crash cut off, are dropped.
@@ -70,7 +80,8 @@ class MetricsFile:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
-        self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+        self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._unwritten = b""
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append the line of `step`. Numbers that JSON cannot hold (NaN, infinity) become strings."""
@@ -78,12 +89,22 @@ class MetricsFile:
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        self._stream.write(json.dumps({"step": step} | shown) + "\n")
-        self._stream.flush()
+        self._unwritten += json.dumps({"step": step} | shown).encode() + b"\n"
+        self._flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Try once more to write what waits, and close the file."""
+        self._flush()
         self._stream.close()
+
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                # A disk that is nearly full takes a part of a line; the rest follows it later.
+                self._unwritten = self._unwritten[self._stream.write(self._unwritten) :]
+        except OSError as error:
+            lines = self._unwritten.count(b"\n")
+            logger.error(f"{self.path} cannot be written ({error.strerror}): {lines} lines wait; make room")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

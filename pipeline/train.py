@@ -102,11 +102,14 @@ def finish_folder(run_folder: Path, step: int) -> None:
     if not (last / "model.safetensors").exists():
         raise RunError(f"the last checkpoint of {run_folder} could not be saved; make room and run the command again")
     export = run_folder / "export"
-    export.mkdir(exist_ok=True)
-    for name in ("model.safetensors", "model.json"):
-        shutil.copyfile(last / name, export / f".{name}.tmp")
-        (export / f".{name}.tmp").replace(export / name)
-    write_atomically(run_folder / "COMPLETE", f"{step}\n")
+    try:
+        export.mkdir(exist_ok=True)
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(last / name, export / f".{name}.tmp")
+            (export / f".{name}.tmp").replace(export / name)
+        write_atomically(run_folder / "COMPLETE", f"{step}\n")
+    except OSError as error:
+        raise RunError(f"cannot write {export}: {error.strerror}; make room and run the command again") from None
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

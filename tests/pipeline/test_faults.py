@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -95,6 +96,33 @@ def test_a_disk_without_room_for_the_next_checkpoint_keeps_the_one_before(shards
         subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
         train(pools(2), config, "engine.zero_stage=1")
         assert newest_intact(run) == (run / "checkpoints/step_00000012", [])
+
+
+def test_a_disk_that_others_fill_does_not_end_the_run(shards, tmp_path):  # noqa: F811
+    """Neither a checkpoint nor a line of metrics fits; when there is room again, no line is missing."""
+    with small_disk(tmp_path / "disk", 40) as disk:
+        config = write_config(tmp_path, shards, runs_dir=str(disk), steps=100_000)
+        process = start_training([str(config)], tmp_path / "out.txt")
+        steps = disk / "run/metrics.jsonl"
+        wait_until(lambda: len(read_metrics(steps)) > 2, process)
+        with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        wait_until(
+            lambda: "metrics.jsonl cannot be written (No space left" in (tmp_path / "out.txt").read_text(), process
+        )
+        wait_until(lambda: "SAVING FAILED" in (tmp_path / "out.txt").read_text(), process)
+        written = len(read_metrics(steps))
+        (disk / "filler").unlink()
+        wait_until(lambda: len(read_metrics(steps)) > written + 8, process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / "out.txt").read_text()[-2000:]
+        rows = read_metrics(steps)
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        assert newest_intact(disk / "run") == (disk / f"run/checkpoints/step_{len(rows):08d}", [])
+        assert "Logging error" not in (tmp_path / "out.txt").read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_name(uninterrupted, shards, pools, tmp_path):  # noqa: F811
