@@ -28,6 +28,8 @@ from preprocess.shard import Tools, VideoDone, build_shard
 MAX_POISONED_PER_SHARD = 20
 _PATROL_S = 30.0
 _PATIENCE_S = 600.0
+_OUT_OF_MEMORY = 86
+"""Exit code of a worker whose own limit of memory was met."""
 _SPARE_MB = 2048
 """What a worker may use beside the limit of a video."""
 
@@ -140,13 +142,15 @@ def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) ->
     cause = f"reading it killed a worker ({_exit_words(worker.process.exitcode)})"
     if not worker.video_id or worker.video_id in known or len(known) >= MAX_POISONED_PER_SHARD:
         return ShardFailed(number, f"its worker died again ({_exit_words(worker.process.exitcode)})")
-    killed = worker.process.exitcode == -signal.SIGKILL
+    killed = worker.process.exitcode in (-signal.SIGKILL, _OUT_OF_MEMORY)
     known[worker.video_id] = (Reason.MEMORY_LIMIT if killed else Reason.VIDEO_UNREADABLE, cause)
     waiting.append(number)
     return None
 
 
 def _exit_words(code: int | None) -> str:
+    if code == _OUT_OF_MEMORY:
+        return "out of memory"
     if code is not None and code < 0:
         return signal.Signals(-code).name
     return f"exit code {code}"
@@ -180,6 +184,8 @@ def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessCon
                 pipe.send(ShardDone(number))
             except (BrokenPipeError, EOFError):
                 raise
+            except MemoryError:
+                os._exit(_OUT_OF_MEMORY)  # as if it had been killed: one video is to blame, not its whole shard
             except OSError as error:
                 pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename or config.output}"))
             except Exception:

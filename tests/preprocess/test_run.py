@@ -232,14 +232,17 @@ def test_a_mistake_before_the_first_shard_binds_nobody(small_set: Values, tmp_pa
     assert facts["num_pending"] == 0 and "size_px: 48" in (Path(small_set["output"]) / "config.yaml").read_text()
 
 
-def test_a_crash_costs_one_video(small_set: Values, tmp_path: Path) -> None:
-    """A worker is killed each time it reads one video: its clips fail, all others are delivered."""
+@pytest.mark.parametrize(
+    ("death", "reason"), [("os.kill(os.getpid(), 11)", "video_unreadable"), ("raise MemoryError", "memory_limit")]
+)
+def test_a_crash_costs_one_video(small_set: Values, death: str, reason: str, tmp_path: Path) -> None:
+    """A worker dies each time it reads one video: its clips fail, all others are delivered."""
     path = write_config({**small_set, "output": str(tmp_path / "crash")}, tmp_path)
     script = (
         "import os, sys, preprocess.shard as shard\n"
         "real = shard.probe_video\n"
         "def deadly(path, limits):\n"
-        "    if path.name == '-vid_2.mp4': os.kill(os.getpid(), 11)\n"
+        "    if path.name == '-vid_2.mp4': DEATH\n"
         "    return real(path, limits)\n"
         "import preprocess.workers as workers, multiprocessing\n"
         "if multiprocessing.current_process().name != 'MainProcess': shard.probe_video = deadly\n"
@@ -247,10 +250,10 @@ def test_a_crash_costs_one_video(small_set: Values, tmp_path: Path) -> None:
         "    from preprocess.run import main\n"
         "    sys.exit(main(sys.argv[1:]))\n"
     )
-    (tmp_path / "deadly.py").write_text(script)
+    (tmp_path / "deadly.py").write_text(script.replace("DEATH", death))
     subprocess.run([sys.executable, str(tmp_path / "deadly.py"), str(path)], check=True, capture_output=True)
     found = failures(tmp_path / "crash")
-    assert found == {f"-vid_2.{k}.mp4": "video_unreadable" for k in range(3)}
+    assert found == {f"-vid_2.{k}.mp4": reason for k in range(3)}
     assert len(read_back(tmp_path / "crash")) == 9
 
 
