@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -69,7 +70,9 @@ def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
 
 def test_two_jobs_on_the_same_nodes(bench: Bench, reference: Losses) -> None:
     # A node has two cores and a task takes one, so both jobs fit on n1 and n2.
-    both = {name: bench.pretrain(name) for name in ("left", "right")}
+    # They are queued at once, or the first would be over before the second has begun.
+    with ThreadPoolExecutor() as launchers:
+        both = dict(zip(("left", "right"), launchers.map(bench.pretrain, ("left", "right")), strict=True))
     wait_until(lambda: all(bench.last_step(name) >= 1 for name in both), 400, "both jobs train at the same time")
     nodes = {name: bench.cluster.job(job)["NodeList"] for name, job in both.items()}
     assert nodes["left"] == nodes["right"], "the jobs were meant to share their nodes"
