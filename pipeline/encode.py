@@ -57,6 +57,8 @@ class CLIPViP(clip_vip.CLIPViP):
 
         Raises InputError that names the first file which is no video.
         """
+        if isinstance(paths, str | Path):
+            raise InputError("encode_videos takes a list of files, not one file; write [path]")
         features = [torch.empty(0, self.architecture.embed_dim)]
         for start in range(0, len(paths), batch_size):
             videos = [self.read_frames(path, num_frames) for path in paths[start : start + batch_size]]
@@ -82,7 +84,10 @@ class CLIPViP(clip_vip.CLIPViP):
 
     def read_frames(self, path: str | Path, num_frames: int | None = None) -> Tensor:
         """uint8 [T, 3, H, W] of one video file of any length."""
-        frames_THWC, _ = read_video(path, num_frames=num_frames or self.num_frames)
+        num_frames = self.num_frames if num_frames is None else num_frames
+        if num_frames < 1:
+            raise InputError(f"num_frames must be at least 1, got {num_frames}")
+        frames_THWC, _ = read_video(path, num_frames=num_frames)
         squares = np.stack([resize(frame, self.image_size_px) for frame in frames_THWC])
         return torch.from_numpy(squares).permute(0, 3, 1, 2)
 

@@ -76,6 +76,10 @@ def test_videos_of_any_length_and_texts_become_unit_vectors(folder: Path, model:
 def test_mistakes_are_named(folder: Path, model: encode.CLIPViP) -> None:
     with pytest.raises(InputError, match=r"broken\.mp4"):
         model.encode_videos([folder / "broken.mp4"])
+    with pytest.raises(InputError, match="write \\[path\\]"):
+        model.encode_videos(str(folder / "0.mp4"))
+    with pytest.raises(InputError, match="num_frames must be at least 1, got 0"):
+        model.encode_videos([folder / "0.mp4"], num_frames=0)
     with pytest.raises(InputError, match="write \\[text\\]"):
         model.encode_texts("a dog")
 
