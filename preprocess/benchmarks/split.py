@@ -80,7 +80,9 @@ def read_lines(path: Path) -> list[str]:
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """Rows of a CSV file with a header that holds `columns`."""
-    reader = csv.DictReader(f"{line}\n" for line in read_lines(path))  # a quoted field may span lines
+    reader: csv.DictReader[str] = csv.DictReader(
+        f"{line}\n" for line in read_lines(path)
+    )  # a quoted field may span lines
     lacking = [name for name in columns if name not in (reader.fieldnames or ())]
     if lacking:
         raise InputError(
@@ -89,6 +91,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     for number, row in enumerate(reader, start=2):
         if any(row[name] is None for name in columns):
             raise InputError(f"{path}:{number} has fewer fields than the header; download it again")
+        if None in row:  # a comma of the text would cut it there
+            raise InputError(f"{path}:{number} has more fields than the header; put texts with commas into quotes")
         yield row
 
 

@@ -131,6 +131,17 @@ def test_a_quoted_field_may_span_lines(tmp_path: Path) -> None:
     assert read_plain({"test": tmp_path / "rows.csv"})[0].entries[0].texts == ("two lines, one text",)
 
 
+def test_a_comma_outside_quotes_does_not_cut_a_text_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("video,caption\nx.mp4,a dog, then a cat\n")
+    with pytest.raises(InputError, match=r"rows.csv:2 has more fields than the header; put texts with commas into"):
+        read_plain({"test": tmp_path / "rows.csv"})
+    miniatures.write_msrvtt(tmp_path)
+    path = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    path.write_text(path.read_text().replace('"', ""))
+    with pytest.raises(InputError, match=r"MSRVTT_JSFUSION_test.csv:2 has more fields"):
+        read_msrvtt(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
