@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -69,14 +68,16 @@ def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
 
 
 def test_two_jobs_on_the_same_nodes(bench: Bench, reference: Losses) -> None:
-    # A node has two cores and a task takes one, so both jobs fit on n1 and n2.
-    # They are queued at once, or the first would be over before the second has begun.
-    with ThreadPoolExecutor() as launchers:
-        both = dict(zip(("left", "right"), launchers.map(bench.pretrain, ("left", "right")), strict=True))
-    wait_until(lambda: all(bench.last_step(name) >= 1 for name in both), 400, "both jobs train at the same time")
+    # A node has two cores and a task takes one, so both jobs fit on n1 and n2. Neither starts its ranks before both run,
+    # or on a fast machine the first would be over before the second has begun.
+    gate = bench.folder / "gate"
+    both = {
+        name: bench.pretrain(name, "--setup", f"until [ -e {gate} ]; do sleep 0.1; done") for name in ("left", "right")
+    }
+    wait_until(lambda: {bench.cluster.state(job) for job in both.values()} == {"RUNNING"}, 120, "both jobs run")
     nodes = {name: bench.cluster.job(job)["NodeList"] for name, job in both.items()}
     assert nodes["left"] == nodes["right"], "the jobs were meant to share their nodes"
-    assert {bench.cluster.state(job) for job in both.values()} == {"RUNNING"}, "they were meant to overlap"
+    gate.touch()
     for name, job in both.items():
         bench.await_end(job, name)
         assert bench.losses(name) == reference
