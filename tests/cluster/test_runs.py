@@ -68,8 +68,8 @@ def test_eight_nodes_then_four(bench: Bench, reference: Losses) -> None:
 
 
 def test_two_jobs_on_the_same_nodes(bench: Bench, reference: Losses) -> None:
-    # A node has two cores and a task takes one, so both jobs fit on n1 and n2. Neither starts its ranks before both run,
-    # or on a fast machine the first would be over before the second has begun.
+    # A node has two cores and a task takes one, so both jobs fit on n1 and n2. Neither starts its ranks before both
+    # run, or on a fast machine the first would be over before the second has begun.
     gate = bench.folder / "gate"
     both = {
         name: bench.pretrain(name, "--setup", f"until [ -e {gate} ]; do sleep 0.1; done") for name in ("left", "right")
