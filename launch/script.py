@@ -19,13 +19,14 @@ launch_guard() { %(python)s -m launch.guard "$1" %(words)s "${@:2}"; }
 launch_on_exit() {
     code=$?
     trap '' TERM USR1 USR2 CONT
-    kill -HUP "$launch_watcher" 2>/dev/null
+    kill -ALRM "$launch_watcher" 2>/dev/null
     launch_guard ended --code "$code"
     exit $?
 }
 launch_watch() {
-    # First the trap, then the nap: a HUP between them must not leave a sleep behind that holds our output open.
-    trap 'kill $(jobs -p) 2>/dev/null; exit' HUP
+    # First the trap, then the nap: an ALRM between them must not leave a sleep behind that holds our output open. A HUP
+    # would not do: where the shell was started with it ignored (nohup), no trap can be set on it.
+    trap 'kill $(jobs -p) 2>/dev/null; exit' ALRM
     trap : TERM USR1 USR2 CONT
     sleep infinity >/dev/null 2>&1 & nap=$!
     wait "$nap"

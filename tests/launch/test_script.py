@@ -53,11 +53,13 @@ def test_script_contents(tmp_path: Path, site_file: str) -> None:
     assert not (tmp_path / "runs").exists(), "writing the script must not create anything"
 
 
-def run_script(script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_script(
+    script: str, shell: tuple[str, ...] = ("bash",), **environment: str
+) -> "subprocess.CompletedProcess[str]":
     # The fake job runs the checkout itself; the snapshot is made at submission only.
     script = script.replace("PYTHONSAFEPATH=1", f"PYTHONPATH={ROOT}")
     return subprocess.run(
-        ["bash"], input=script, text=True, capture_output=True, env=os.environ | environment, timeout=60, cwd=ROOT
+        shell, input=script, text=True, capture_output=True, env=os.environ | environment, timeout=60, cwd=ROOT
     )
 
 
@@ -88,6 +90,14 @@ def test_trap(tmp_path: Path, site_file: str, commands, srun: str, state: str, a
     assert events[-1]["action"] == action
     asked = (tmp_path / "asked").read_text()
     assert ("requeue 7" in asked) == (action == "requeue")
+
+
+@pytest.mark.heavy
+def test_nothing_is_left_where_hangups_are_ignored(tmp_path: Path, site_file: str, commands) -> None:
+    """A watcher that outlives the script would hold its output open, and this test until its limit."""
+    commands(srun="exit 2", scontrol="echo JobState=RUNNING Reason=None Restarts=0")
+    script = batch_script(make_job(tmp_path / "runs" / "probe"), load_site(site_file, {}))
+    assert run_script(script, ("nohup", "bash"), SLURM_JOB_ID="7").returncode == 2
 
 
 @pytest.mark.heavy
