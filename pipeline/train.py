@@ -81,11 +81,13 @@ def run_to_the_end(
     run = build(config, device, stop, check_ownership)
     try:
         if run.progress.step >= run.total_steps:
-            logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to do")
+            logger.info(f"{config.run_folder} is finished: {run.progress.step} steps; nothing to train")
         elif config.stop_at_step is not None and run.progress.step >= config.stop_at_step:
             place = f"{config.run_folder} is at step {run.progress.step}"
             logger.info(f"{place}, and stop_at_step={config.stop_at_step}; nothing to do")
-        elif train(run) == "finished" and is_main():
+        else:
+            train(run)
+        if run.progress.step >= run.total_steps and is_main():
             finish_folder(config.run_folder, run.progress.step)
     except PipelineError:
         run.saver.settle()  # what was begun before the error is good
@@ -97,7 +99,9 @@ def run_to_the_end(
 
 
 def finish_folder(run_folder: Path, step: int) -> None:
-    """Put the weights of the last checkpoint into `export/`, then mark the run as complete. Rank 0."""
+    """Put the weights of the last checkpoint into `export/`, then mark the run as complete, unless it is. Rank 0."""
+    if (run_folder / "COMPLETE").exists():
+        return
     last = run_folder / "checkpoints" / checkpoint_name(step)
     if not (last / "model.safetensors").exists():
         raise RunError(f"the last checkpoint of {run_folder} could not be saved; make room and run the command again")

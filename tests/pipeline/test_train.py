@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,19 @@ def test_stopped_and_resumed_is_bitwise_equal(uninterrupted, shards, pools, tmp_
     assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
     train(pools(1), config)  # a finished run stays as it is
     assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
+
+
+def test_a_run_that_died_after_its_last_checkpoint_is_marked_as_finished(uninterrupted, shards, pools, tmp_path):
+    config = write_config(tmp_path, shards)
+    run = tmp_path / "runs/run"
+    shutil.copytree(uninterrupted, run)
+    (run / "config.yaml").unlink()  # it names the folders of another run
+    (run / "COMPLETE").unlink()
+    shutil.rmtree(run / "export")
+    train(pools(1), config)
+    assert (run / "COMPLETE").read_text() == "12\n"
+    last = run / "checkpoints/step_00000012"
+    assert (run / "export/model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("world_size", "stage"), [(2, 1), (2, 3)])
