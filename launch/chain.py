@@ -12,7 +12,7 @@ from launch.run_folder import JobFolder
 from launch.shards import plan_shards, start_shards, submit_shards
 from launch.start import require, show, write_config
 from launch.submit import submit
-from launch.training import Plan, plan_training
+from launch.training import Plan, folder_of_finished, plan_training
 from pipeline.errors import InputError
 
 
@@ -30,7 +30,7 @@ class Link:
 
 
 def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, str]) -> list[Link]:
-    """Plan and check every link; InputError for the first that is wrong."""
+    """Plan and check every link; InputError for the first that is wrong. A run that is finished needs none any more."""
     overrides = split_overrides(options.overrides, ["shards", *files])
     links: list[Link] = []
     to_come: list[Path] = []
@@ -56,6 +56,11 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         if kind == "finetune" and trained is not None and not any(word.startswith("init_from=") for word in words):
             words = (*words, f"init_from={trained}")
         mine = replace(options, config=(files[kind],), overrides=words, name=_name(options, kind))
+        done = folder_of_finished(mine)
+        if done is not None:
+            print(f"nothing is left to do for {kind}: {done}")
+            trained = done
+            continue
         training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
         links.append(_link(kind, training, mine))
         trained = training.job.work.run_folder
@@ -69,7 +74,7 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
             options, config=(files["evaluate"],), overrides=overrides["evaluate"], name=_name(options, "evaluate")
         )
         links.append(_link("evaluate", plan_evaluation(mine, trained, tuple(to_come)), mine))
-    if not links:
+    if not links and trained is None:
         raise InputError("an empty chain; give --shards, --pretrain, --finetune, --evaluate")
     return links
 

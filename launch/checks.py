@@ -86,8 +86,7 @@ def missing_data(config: "TrainConfig", to_come: Sequence[Path]) -> list[str]:
 
 def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> list[str]:
     """Refuse a folder that is finished, busy, of another config, or full without --resume."""
-    from pipeline.checkpoint.folder import list_checkpoints, step_of
-    from pipeline.run_folder import differing_keys
+    from pipeline.checkpoint.folder import list_checkpoints
 
     starts_over = config.resume == "never"
     if starts_over and resume:
@@ -97,23 +96,15 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
     busy = active_jobs(JobFolder(run_folder))
     if busy:
         raise InputError(f"{run_folder} is the folder of {busy}; wait for it, cancel it, or give another --name")
-    stored = run_folder / "config.yaml"
-    if stored.exists():
-        different = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
-        if different:
-            raise InputError(
-                f"{run_folder} belongs to another config: {', '.join(different)} differ; give another --name, or the "
-                f"values of {stored}"
-            )
+    check_same_config(run_folder, config)
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         return [f"starts in {run_folder}, which holds no checkpoint yet{origin(config)}"]
     newest = checkpoints[-1]
     # Files that tell the guard of a job that the work is done must not be there from before.
-    if (run_folder / "COMPLETE").exists():
-        raise InputError(f"{run_folder} holds a finished run; give another --name")
-    if config.stop_at_step is not None and step_of(newest) >= config.stop_at_step:
-        raise InputError(f"{run_folder} is at {newest.name}, but stop_at_step is {config.stop_at_step}; raise it")
+    done = what_is_done(run_folder, config)
+    if done:
+        raise InputError(f"{run_folder} {done}")
     if starts_over:
         return [f"starts over in {run_folder}; its checkpoints up to {newest.name} are set aside"]
     if not resume:
@@ -122,6 +113,32 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
             "another --name"
         )
     return resumed_from(run_folder)
+
+
+def check_same_config(run_folder: Path, config: "TrainConfig") -> None:
+    """Refuse the folder of a run whose config differs in what decides its result."""
+    from pipeline.run_folder import differing_keys
+
+    stored = run_folder / "config.yaml"
+    if stored.exists():
+        different = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
+        if different:
+            raise InputError(
+                f"{run_folder} belongs to another config: {', '.join(different)} differ; give another --name, or the "
+                f"values of {stored}"
+            )
+
+
+def what_is_done(run_folder: Path, config: "TrainConfig") -> str:
+    """Why nothing is left to train in this folder, in words that follow its name; empty where something is."""
+    from pipeline.checkpoint.folder import list_checkpoints, step_of
+
+    if (run_folder / "COMPLETE").exists():
+        return "holds a finished run; give another --name"
+    newest = list_checkpoints(run_folder)[-1:]
+    if config.stop_at_step is not None and newest and step_of(newest[0]) >= config.stop_at_step:
+        return f"is at {newest[0].name}, but stop_at_step is {config.stop_at_step}; raise it"
+    return ""
 
 
 def origin(config: "TrainConfig") -> str:

@@ -4,7 +4,9 @@
         --pretrain configs/tiny/pretrain.yaml --evaluate configs/tiny/evaluate.yaml pretrain.steps=100
 
 Every link may be left out. Overrides start with the name of their link. All links are checked before the first job is
-queued; when one fails, SLURM cancels those that depend on it, and `launch/status.py` of their folders says why.
+queued; when one fails, SLURM cancels those that depend on it, and `launch/status.py` of their folders says why. The
+same command goes on with what is left: written shards and finished runs stay as they are; add --resume for a run that
+holds checkpoints.
 """
 
 import subprocess

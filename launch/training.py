@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.checks import check_buildable, check_device, check_disk, check_lead, check_run_folder, missing_data
+from launch.checks import (
+    check_buildable,
+    check_device,
+    check_disk,
+    check_lead,
+    check_run_folder,
+    check_same_config,
+    missing_data,
+    what_is_done,
+)
 from launch.cluster import ROOT, Resources, training_resources
 from launch.job import Kind, Work
 from launch.options import Options
@@ -78,6 +87,17 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     job = Job(work, resources, name=config.name)
     outlook = look_ahead(config, resources) if options.dry_run else ""
     return Plan(job, text, config_file, tuple(facts), tuple(missing_data(config, to_come)), outlook)
+
+
+def folder_of_finished(options: Options) -> Path | None:
+    """The run folder, where nothing is left to train in it; InputError where it holds a run of another config."""
+    os.chdir(ROOT)
+    config = read_train_config(options)
+    run_folder = config.run_folder.resolve()
+    if config.resume == "never" or not run_folder.exists() or not what_is_done(run_folder, config):
+        return None
+    check_same_config(run_folder, config)
+    return run_folder
 
 
 def read_train_config(options: Options) -> "TrainConfig":

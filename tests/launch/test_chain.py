@@ -7,7 +7,11 @@ import pytest
 from launch.chain import Link, split_overrides
 from launch.run_folder import JobFolder
 from launch.slurm_chain import main, queue
+from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError
+from pipeline.model.clip_vip import CLIPViP
+from pipeline.model.weights import save_model
+from pipeline.train_config import TrainConfig
 from tests.launch.conftest import BATCH, cluster
 
 
@@ -84,3 +88,30 @@ def test_finetuning_starts_from_the_pretrained_run(
     shown = capsys.readouterr().out
     assert f"init_from: {tmp_path}/runs/study_pretrain" in shown
     assert "name: study_finetune" in shown
+
+
+def finish(run_folder: Path, train_file: str, *overrides: str) -> None:
+    """What a finished run leaves: its config, its weights and a mark."""
+    config = load_config(TrainConfig, [train_file], overrides)
+    last = Path("checkpoints") / "step_00000004"
+    save_model(run_folder / last, CLIPViP.from_config(config.model).state_dict(), config.model)
+    (run_folder / "latest").write_text(f"{last}\n")
+    (run_folder / "config.yaml").write_text(to_yaml(config))
+    (run_folder / "COMPLETE").write_text("4\n")
+
+
+def test_a_chain_that_is_run_again_leaves_out_what_is_finished(
+    commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(scontrol=cluster(BATCH))
+    words = ["--site", site_file, "--name", "study", "--pretrain", train_file, "--dry-run"]
+    pretrained = tmp_path / "runs" / "study_pretrain"
+    finish(pretrained, train_file, "name=study_pretrain")
+    assert main([*words, "--finetune", train_file]) == 0
+    shown = capsys.readouterr().out
+    assert f"nothing is left to do for pretrain: {pretrained}" in shown
+    assert "##### pretrain" not in shown and "##### finetune" in shown
+    assert f"init_from: {pretrained}" in shown
+    assert main(words) == 0, "a chain with nothing left"
+    with pytest.raises(InputError, match=r"belongs to another config: optim.lr differ"):
+        main([*words, "pretrain.optim.lr=1e-9"])
