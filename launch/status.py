@@ -122,14 +122,22 @@ def total_steps(run_folder: Path) -> int | None:
 
 
 def node_lines(folder: JobFolder) -> list[str]:
-    """The slowest rank and what the preflight had to say."""
+    """The rank that all others waited for of late, the slowest in the preflight, and what that had to say."""
     reports = sorted((folder.path / "preflight").glob("*.json"), key=lambda path: path.stat().st_mtime)
     report = read_json(reports[-1]) if reports else None
-    if not report or not report["rows"]:
-        return []
-    slowest = max(report["rows"], key=lambda row: row["product_s"])
-    line = f"slowest     rank {slowest['rank']} on {slowest['node']}: {slowest['product_s'] * 1e3:.1f} ms a product"
-    return [line, *(f"preflight   {finding}" for finding in (*report["findings"], *report["fatal"]))]
+    checked = report["rows"] if report else []
+    lines = []
+    trained = [row for row in read_rows(folder.run_folder / "metrics.jsonl") if "speed/slowest_rank" in row]
+    if trained:
+        slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]
+        node = "".join(f" on {row['node']}" for row in checked if row["rank"] == slow)
+        lines.append(f"slowest     rank {slow}{node}: data and forward passes take {ratio:.2f} times the median rank's")
+    if report and checked:
+        slowest = max(checked, key=lambda row: row["product_s"])
+        where = f"rank {slowest['rank']} on {slowest['node']}"
+        lines.append(f"preflight   slowest is {where}: {slowest['product_s'] * 1e3:.1f} ms a product")
+        lines += [f"preflight   {finding}" for finding in (*report["findings"], *report["fatal"])]
+    return lines
 
 
 def relevant_log(folder: JobFolder) -> Path | None:

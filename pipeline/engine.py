@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import HashStore
 
 from pipeline.dist import is_initialized, rank, world_size
 from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
+from pipeline.meters import ForwardTimer
 
 
 def start_distributed(config: EngineConfig) -> torch.device:
@@ -72,6 +73,7 @@ class Engine:
         self.device = device
         self.zero_stage = config.zero_stage
         self.clip_norm = clip_norm
+        self.forward_timer = ForwardTimer(device)
         # Under ZeRO 0 the norm is known already when DeepSpeed would compute it once more to clip by it.
         self._clips_itself = config.zero_stage == 0 and not self.scales_loss
         self._norm: float | None = None
@@ -105,7 +107,8 @@ class Engine:
 
     def __call__(self, **inputs: Tensor | None) -> Any:
         """The model's features, under autocast where the precision says so."""
-        return self.deepspeed(**inputs)
+        with self.forward_timer:
+            return self.deepspeed(**inputs)
 
     def train(self) -> None:
         """Training mode."""

@@ -1,15 +1,18 @@
 """Meters: where the time of a step went, how fast clips pass, how much memory it took.
 
-clock = StepClock()
-clock.start(); ...; clock.mark("data"); ...; clock.mark("forward"); ...; clock.stop()
-clock.summary(64, work)              # since the last summary; then starts anew
+clock = StepClock(device)
+clock.start(); ...; clock.mark("data"); ...; clock.mark("gradient"); ...; clock.stop()
+everyone = gather_values(clock.own_time(forward_timer))
+clock.summary(64, work, everyone)    # since the last summary; then starts anew
 """
 
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import torch
 
@@ -23,6 +26,49 @@ class Work:
     """Forward and backward, without recomputation."""
     peak_flops: float | None
     """Operations a second over all GPUs; None where the peak is not known."""
+
+
+@dataclass(frozen=True)
+class OwnTime:
+    """Seconds that a rank spent by itself since the last summary. All others wait for the rank that takes longest."""
+
+    data_s: float
+    """Waiting for batches."""
+    forward_s: float
+    """In forward passes; under ZeRO 3 these gather parameters, so that a part of it is waiting for others."""
+
+
+@dataclass
+class ForwardTimer:
+    """`with timer: ...` adds up the time that forward passes take on `device`, without holding a GPU up."""
+
+    device: torch.device
+    _began: float = 0.0
+    _total_s: float = 0.0
+    _events: list[torch.cuda.Event] = field(default_factory=list)
+
+    def __enter__(self) -> None:
+        self._mark()
+        self._began = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._total_s += time.perf_counter() - self._began
+        self._mark()
+
+    def take(self) -> float:
+        """Seconds since the last call. The GPU must have come to the end of the last pass."""
+        if self.device.type == "cuda":
+            starts, ends = self._events[::2], self._events[1::2]
+            self._total_s = sum(start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)) / 1e3
+            self._events = []
+        total_s, self._total_s = self._total_s, 0.0
+        return total_s
+
+    def _mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self.device))
+            self._events.append(event)
 
 
 @dataclass
@@ -49,8 +95,16 @@ class StepClock:
         """A step ends. Evaluation and saving between steps are not part of any."""
         self._steps_s.append(time.perf_counter() - self._began)
 
-    def summary(self, clips_per_step: int, work: Work) -> dict[str, float]:
-        """What to log, over the steps since the last call. Times are this rank's, counts are over all ranks."""
+    def own_time(self, forward: ForwardTimer) -> OwnTime:
+        """What this rank spent by itself since the last summary."""
+        return OwnTime(data_s=self._parts_s.get("data", 0.0), forward_s=forward.take())
+
+    def summary(self, clips_per_step: int, work: Work, everyone: Sequence[OwnTime]) -> dict[str, float]:
+        """What to log, over the steps since the last call, given every rank's own time.
+
+        Counts are over all ranks; durations are this rank's, but for the wait for data, which is that of the rank that
+        waited longest. `slowest_ratio` is the own time of the slowest rank over the median of all ranks.
+        """
         total_s = sum(self._steps_s)
         if not self._steps_s or total_s == 0.0:
             return {}
@@ -60,11 +114,15 @@ class StepClock:
             "speed/tokens_per_s": clips_per_s * work.tokens_per_clip,
             "speed/step_median_s": statistics.median(self._steps_s),
             "speed/step_worst_s": max(self._steps_s),
-            "speed/data_wait": self._parts_s.get("data", 0.0) / total_s,
+            "speed/data_wait": max(own.data_s for own in everyone) / total_s,
             "memory/peak_gb": peak_memory_bytes(self.device) / 1e9,
         }
         if work.peak_flops is not None:
             found["speed/mfu"] = clips_per_s * work.flops_per_clip / work.peak_flops
+        if len(everyone) > 1:
+            own_s = [own.data_s + own.forward_s for own in everyone]
+            found["speed/slowest_rank"] = own_s.index(max(own_s))
+            found["speed/slowest_ratio"] = max(own_s) / max(statistics.median(own_s), 1e-9)
         found |= {f"time/{part}_s": spent / len(self._steps_s) for part, spent in self._parts_s.items()}
         self._steps_s, self._parts_s = [], {}
         return found

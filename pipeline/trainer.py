@@ -1,6 +1,6 @@
 """The training loop, and what it keeps count of.
 
-    outcome = train(run)         # "finished", or "stopped" by a signal or stop_at_step
+    train(run)         # to the last step, or to a signal or stop_at_step
 
 `run` holds the parts that `pipeline.train` built. One turn of the loop is one step: batch -> features -> loss ->
 gradient -> checks -> update -> what is due (log, evaluation, checkpoint).
@@ -9,7 +9,7 @@ gradient -> checks -> update -> what is due (log, evaluation, checkpoint).
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.checkpoint.save import Saver
 from pipeline.data.batch import Batch
@@ -26,7 +26,6 @@ from pipeline.train_config import TrainConfig
 from pipeline.wandb_mirror import WandbMirror
 
 Evaluate = Callable[[int], dict[str, float]]
-Outcome = Literal["finished", "stopped"]
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Run:
     """This rank's valid samples since the last merge."""
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run) -> None:
     """Train until the last step, or until a stop is asked for; both end with a checkpoint."""
     config, progress, engine, clock = run.config, run.progress, run.engine, run.clock
     batches = iter(run.stream)
@@ -111,8 +110,7 @@ def train(run: Run) -> Outcome:
             save(run, wait=is_last or bool(stopping))
         if stopping and not is_last:
             logger.info(f"stopped after step {step} ({stopping}); the same command goes on from here")
-            return "stopped"
-    return "finished"
+            return
 
 
 def watch_for_spike(run: Run, step: int, loss: float) -> None:
@@ -159,16 +157,17 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ... (all are in logs/)"
 
 
-def merge_counts(run: Run) -> None:
-    """Add every rank's samples to the progress. All ranks."""
-    run.progress.samples += sum(gather_values(run.local_samples))
+def add_samples(run: Run, everyone: Iterable[int]) -> None:
+    """Add what every rank counted since the last time to the progress."""
+    run.progress.samples += sum(everyone)
     run.local_samples = 0
 
 
 def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, norm: float) -> dict[str, Any]:
     """What is logged about a step. All ranks."""
     run.saver.ensure_owned()
-    merge_counts(run)
+    counted = gather_values((run.local_samples, run.clock.own_time(run.engine.forward_timer)))
+    add_samples(run, (samples for samples, _ in counted))
     values: dict[str, Any] = {"train/loss": loss}
     values |= {f"train/loss_{name}": value.item() for name, value in terms.items()}
     values |= {
@@ -186,7 +185,7 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
         values["train/skipped"] = run.progress.skipped
     if run.saver.stall_s:
         values |= {"checkpoint/stall_s": run.saver.stall_s, "checkpoint/write_s": run.saver.write_s}
-    return values | run.clock.summary(run.config.batch.global_batch_size, run.work)
+    return values | run.clock.summary(run.config.batch.global_batch_size, run.work, [own for _, own in counted])
 
 
 def evaluate_and_judge(run: Run) -> dict[str, float]:
@@ -214,7 +213,7 @@ def wishes(run: Run, step: int) -> tuple[str, bool]:
 
 def save(run: Run, *, wait: bool) -> None:
     """Save a checkpoint of the current step; it is written beside the next steps unless `wait`. All ranks."""
-    merge_counts(run)
+    add_samples(run, gather_values(run.local_samples))
     state = {
         "progress": asdict(run.progress),
         "stream": run.stream.state_dict(),

@@ -36,6 +36,7 @@ def run_folder(tmp_path: Path) -> Path:
     rows = [{"rank": rank, "node": f"n{rank + 1}", "product_s": 0.01 * (rank + 1)} for rank in (0, 1)]
     write_json(folder.path / "preflight" / "7.0.json", {"rows": rows, "findings": ["n2 is slow"], "fatal": []})
     metrics = {"step": 40, "train/loss": 3.25, "speed/clips_per_s": 512.0, "speed/step_median_s": 2.0}
+    metrics |= {"speed/slowest_rank": 0, "speed/slowest_ratio": 1.75}
     (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     (run / "logs").mkdir()
     (run / "logs" / "rank_00000.log").write_text("1.6 M parameters, 100 steps of 1024 clips on 2 rank(s)\n")
@@ -57,7 +58,8 @@ def test_after_the_job_is_gone(run_folder: Path, commands, capsys: pytest.Captur
         "loss        3.2500",
         "512 clips/s, 2.00 s a step, 2 min 0 s left",
         "checkpoint  step_00000040",
-        "slowest     rank 1 on n2",
+        "slowest     rank 0 on n1: data and forward passes take 1.75 times the median rank's",
+        "preflight   slowest is rank 1 on n2: 20.0 ms a product",
         "n2 is slow",
         "OSError: disk full",
     ):
