@@ -46,6 +46,8 @@ class ClusterConfig(Section):
     """Memory per node, such as 500G; "0": all of it; null: the cluster's default."""
     gpus_per_node: int = Field(default=8, ge=0)
     """GPUs of a node, one task each; 0: one CPU task per node."""
+    gpu: str = "h100"
+    """Kind of GPU that the plan of a dry run is made for, by a name that pipeline.plan knows."""
     cpus_per_gpu: int = Field(default=8, ge=1)
     """CPU cores per task of a GPU job: the task itself and its data workers."""
     cpus_per_node: int = Field(default=1, ge=1)

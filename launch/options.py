@@ -26,6 +26,7 @@ SITE_OPTIONS = {
     "exclude": "nodes to avoid",
     "reservation": "reservation",
     "mem": "memory per node, such as 500G",
+    "gpu": "kind of GPU that the plan of a dry run is made for (default: h100)",
 }
 
 

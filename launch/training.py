@@ -85,7 +85,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
         argv_after_requeue=("resume=auto",),
     )
     job = Job(work, resources, name=config.name)
-    outlook = look_ahead(config, resources) if options.dry_run else ""
+    outlook = look_ahead(config, resources, options.site.gpu) if options.dry_run else ""
     return Plan(job, text, config_file, tuple(facts), tuple(missing_data(config, to_come)), outlook)
 
 
@@ -118,17 +118,14 @@ def batch_arithmetic(config: "TrainConfig", nodes: int, world_size: int) -> str:
     )
 
 
-def look_ahead(config: "TrainConfig", resources: Resources) -> str:
-    """Memory per GPU, hours and storage by `pipeline.plan`, for the GPU that it assumes."""
+def look_ahead(config: "TrainConfig", resources: Resources, gpu: str) -> str:
+    """Memory per GPU, hours and storage by `pipeline.plan`, for the site's kind of GPU."""
     from pipeline.plan import make_plan, render
 
     if resources.gpus_per_node == 0:
         return "without GPUs there is no estimate; python -m pipeline.plan makes one for any number of GPUs"
-    try:
-        plan = make_plan(config, gpu="h100", num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
-    except InputError as error:
-        return f"no estimate: {error}"
-    return render(plan, config, "h100")
+    plan = make_plan(config, gpu=gpu, num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
+    return render(plan, config, gpu)
 
 
 def config_key(text: str) -> str:
