@@ -61,6 +61,11 @@ class Plan:
             facts = json.loads((folder / "plan.json").read_text())
             return cls(folder, facts, np.load(folder / "shards.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
+            if not folder.exists() and (folder.parent / "manifest.parquet").exists():
+                raise InputError(
+                    f"{folder.parent} has no plan: it is an index of foreign tars, which python -m preprocess.index "
+                    "renews; this works on sets of preprocess.run only"
+                ) from None
             raise InputError(f"{folder} holds no plan ({error}); run python -m preprocess.run first") from None
 
     @property

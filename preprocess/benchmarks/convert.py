@@ -8,7 +8,7 @@ again after more videos came, delivers these too.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from preprocess.benchmarks.split import Split
 from preprocess.benchmarks.video_folder import VideoFolder
 from preprocess.config import PreprocessConfig, RetryConfig
 from preprocess.merge import published_shards
+from preprocess.publish import write_atomically
 from preprocess.retry import retry
 from preprocess.rounds import standing_failures
 from preprocess.run import run
@@ -87,38 +88,59 @@ def convert(name: str, splits: list[Split], config: OutputConfig) -> int:
 
 def _write_split(split: Split, folder: VideoFolder, target: Path, config: OutputConfig) -> None:
     """Texts or queries, then the shards."""
-    target.mkdir(parents=True, exist_ok=True)
-    pairs = [(entry.clip_id, text) for entry in split.entries for text in entry.texts]
-    if split.role == "train":
-        _write_rows(target / "texts.jsonl", ({"clip_id": clip_id, "text": text} for clip_id, text in pairs))
-    else:
-        rows = ({"query_id": f"{n:06d}", "text": text, "clip_id": clip_id} for n, (clip_id, text) in enumerate(pairs))
-        _write_rows(target / "queries.jsonl", rows)
-    metadata, index = target / "metadata.jsonl", target / "videos.jsonl"
     found = {entry.clip_id: path for entry in split.entries if (path := folder.find(entry.file)) is not None}
     if not found:
         raise InputError(
             f"split {split.name}: none of its {len(split.entries):,} videos is below {config.videos}, "
             f"{split.entries[0].file} for one; check videos="
         )
-    _write_rows(index, ({"video_id": clip_id, "path": str(path)} for clip_id, path in found.items()))
-    _write_rows(
-        metadata,
-        (
-            {
-                "video_id": entry.clip_id,
-                "clip_id": entry.clip_id,
-                "subtitle": entry.texts[0],
-                **({} if entry.end_s is None else {"start": 0.0, "end": entry.end_s}),
-            }
-            for entry in split.entries
-        ),
-    )
+    texts = {("texts" if split.role == "train" else "queries") + ".jsonl": _lines(_text_rows(split))}
+    files = texts | {"metadata.jsonl": _lines(_metadata_rows(split))}
+    _check_same_annotations(target, files)
+    target.mkdir(parents=True, exist_ok=True)
+    files["videos.jsonl"] = _lines({"video_id": clip_id, "path": str(path)} for clip_id, path in found.items())
+    for file, content in files.items():
+        write_atomically(target / file, content)
+    metadata, index = target / "metadata.jsonl", target / "videos.jsonl"
     settings = _preprocess_config(target, metadata, index, config, cut=split.entries[0].end_s is not None)
     last_run_s = _last_run_s(target)
     run(settings)
     if last_run_s is not None:
         retry(_with_reasons(settings, last_run_s, found.values()))
+
+
+def _text_rows(split: Split) -> Iterator[dict[str, str]]:
+    """Training texts, or the queries, numbered."""
+    pairs = [(entry.clip_id, text) for entry in split.entries for text in entry.texts]
+    for number, (clip_id, text) in enumerate(pairs):
+        if split.role == "train":
+            yield {"clip_id": clip_id, "text": text}
+        else:
+            yield {"query_id": f"{number:06d}", "text": text, "clip_id": clip_id}
+
+
+def _metadata_rows(split: Split) -> Iterator[dict[str, Any]]:
+    """What `preprocess.run` reads: a video each, with its first text."""
+    for entry in split.entries:
+        span = {} if entry.end_s is None else {"start": 0.0, "end": entry.end_s}
+        yield {"video_id": entry.clip_id, "clip_id": entry.clip_id, "subtitle": entry.texts[0], **span}
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _check_same_annotations(target: Path, files: dict[str, bytes]) -> None:
+    """Refuse, before anything is replaced, the folder of shards that were made from other annotations."""
+    if not (target / "shards" / "plan").exists():
+        return
+    here = [(file, target / file) for file in files if (target / file).exists()]
+    different = [file for file, path in here if path.read_bytes() != files[file]]
+    if different:
+        raise InputError(
+            f"{target} was converted from other annotation files ({', '.join(different)} would change); give another "
+            "output, or remove the folder to start over"
+        )
 
 
 def _last_run_s(target: Path) -> float | None:
@@ -172,8 +194,3 @@ def _account(split: Split, target: Path) -> dict[str, Any]:
         "texts_with_video": sum(texts_of.values()) - sum(texts_of[clip_id] for clip_id in lost),
         "not_delivered": lost,
     }
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -98,7 +98,7 @@ def test_captions_are_added_and_all_else_stays(config: PreprocessConfig) -> None
 
 def test_the_tars_of_an_indexed_set_are_left_alone(config: PreprocessConfig, tmp_path: Path) -> None:
     index_folder(config.output / "shards", tmp_path / "indexed", caption_from="txt", subtitle_from="")
-    with pytest.raises(InputError, match="no plan"):
+    with pytest.raises(InputError, match="index of foreign tars"):
         recaption(config.model_copy(update={"output": tmp_path / "indexed"}), describe)
     assert (tmp_path / "indexed" / "shards" / "000000.tar").is_symlink()
 

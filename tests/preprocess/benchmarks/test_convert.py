@@ -99,6 +99,22 @@ def test_videos_that_came_later_are_delivered_by_the_same_command(tmp_path: Path
     assert len(list((shards / "plan").glob("retry_*"))) == 1
 
 
+@pytest.mark.heavy
+def test_other_annotations_leave_a_converted_set_as_it_is(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    miniatures.write_video(raw / "a.mp4", "red")
+    table = tmp_path / "rows.csv"
+    words = ["name=mine", f"test={table}", f"videos={raw}", f"output={tmp_path / 'out'}", "workers=1", "size_px=32"]
+    table.write_text("video,caption\na,text a\na,text b\n")
+    assert plain.main(words) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    table.write_text("video,caption\na,text a\na,text c\n")
+    with pytest.raises(InputError, match=r"converted from other annotation files \(queries.jsonl would change\)"):
+        plain.main(words)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_wrong_counts_stop_before_any_video_is_decoded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train_9k has 6 videos, but 9,000 are published.*accept_counts=true"):
         convert("msrvtt", tmp_path, "accept_counts=false")
