@@ -116,7 +116,8 @@ def compare(words: list[str]) -> int:
 
 def parse_arguments(argv: list[str]) -> tuple[Path | None, EvaluateConfig]:
     """The checkpoint comes first, if there is one, then files and overrides."""
-    is_option = argv[0].startswith("-") or "=" in argv[0] or argv[0].endswith((".yaml", ".yml"))
+    is_override = "=" in argv[0] and not Path(argv[0]).exists()
+    is_option = argv[0].startswith("-") or is_override or argv[0].endswith((".yaml", ".yml"))
     checkpoint = None if is_option else Path(argv[0])
     if checkpoint is not None and not checkpoint.exists():
         raise InputError(f"no checkpoint at {checkpoint}; give a run folder, a checkpoint or a model file")
@@ -173,7 +174,8 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
     """Evaluate every set; rank 0 prints and writes. Collective."""
     if checkpoint is None:
         assert config.model is not None and config.output is not None, "parse_arguments checked it"
-        name, chosen_by, folder = config.model.name, "no training", config.output
+        name, folder = config.model.name, config.output
+        chosen_by = f"no training here, weights: {config.model.pretrained or 'random'}"
         check_inputs(config, folder)
         model = CLIPViP.from_config(config.model)
     else:
@@ -183,7 +185,10 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
         model = load_model(path)
     model = model.to(device).eval()
     for set_config in config.sets.values():
-        model.tokenizer(set_config.num_text_tokens)  # raises before any video is encoded, not after the last
+        # Raises before any video is encoded, not after the last.
+        tokenize_texts(
+            model.tokenizer, [" 1" * 100], set_config.num_text_tokens, window=set_config.long_texts == "window"
+        )
     for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(model, set_config, device)

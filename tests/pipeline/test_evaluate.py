@@ -12,7 +12,7 @@ from pipeline import evaluate
 from pipeline.errors import InputError, RunError
 from pipeline.evaluate import main, parse_arguments
 from pipeline.evaluation import page, retrieval
-from tests.pipeline.evaluation.painted import PaintedModel, PaintedReader, right_texts, write_queries
+from tests.pipeline.evaluation.painted import PaintedModel, PaintedReader, Tokenizer, right_texts, write_queries
 
 
 @pytest.fixture
@@ -86,7 +86,16 @@ def test_a_model_of_the_config_is_evaluated_as_it_is(painted: Path, monkeypatch:
     assert main(words) == 0
     assert (built[0].pooling, built[0].num_proxies, built[0].num_temporal) == ("mean", 1, 0)
     report = json.loads((painted / "clip" / "evaluation" / "painted.json").read_text())
-    assert (report["checkpoint"], report["chosen_by"]) == ("ViT-B-32-quickgelu", "no training")
+    assert (report["checkpoint"], report["chosen_by"]) == (
+        "ViT-B-32-quickgelu",
+        "no training here, weights: openai",
+    )
+
+
+def test_a_checkpoint_may_have_an_equals_sign_in_its_name(painted: Path) -> None:
+    checkpoint = painted / "lr=1e-5"
+    (painted / "run").rename(checkpoint)
+    assert parse_arguments([str(checkpoint), str(painted / "set.yaml")])[0] == checkpoint
 
 
 def test_sets_by_name(painted: Path) -> None:
@@ -141,16 +150,26 @@ def test_what_is_wrong_is_found_before_anything_is_encoded(painted: Path, monkey
         main([*words, "output=/proc"])
 
 
-def test_too_many_tokens_are_found_before_any_video_is_read(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: PaintedModel, context_length: int) -> None:
-        if context_length > 77:
-            raise InputError(f"context length {context_length} is outside 2..77")
+def test_what_a_tokenizer_cannot_do_is_found_before_any_video_is_read(
+    painted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Limited(Tokenizer):
+        def __init__(self, context_length: int) -> None:
+            super().__init__(context_length)
+            if context_length > 77:
+                raise InputError(f"context length {context_length} is outside 2..77")
 
-    monkeypatch.setattr(PaintedModel, "tokenizer", refuse)
+        def whole(self, text: str) -> torch.Tensor:
+            raise InputError("windows with CLIP's own tokenizer only")
+
+    monkeypatch.setattr(PaintedModel, "tokenizer", lambda _, context_length: Limited(context_length))
     monkeypatch.setattr(evaluate, "retrieve", lambda *_, **__: pytest.fail("a set was encoded"))
-    words = ["sets.other.shards=x", f"sets.other.queries={painted / 'queries.jsonl'}", "sets.other.num_text_tokens=99"]
+    words = [str(painted / "run"), str(painted / "set.yaml")]
+    words += ["sets.other.shards=x", f"sets.other.queries={painted / 'queries.jsonl'}"]
     with pytest.raises(InputError, match="context length 99"):
-        main([str(painted / "run"), str(painted / "set.yaml"), *words])
+        main([*words, "sets.other.num_text_tokens=99"])
+    with pytest.raises(InputError, match="CLIP's own tokenizer only"):
+        main([*words, "sets.other.long_texts=window"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
