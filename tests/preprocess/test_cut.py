@@ -58,7 +58,7 @@ SPANS = [(0.0, 1.0), (0.333, 1.777), (1.0, 1.04), (1.5, 2.9), (0.4, 2.6)]
         {"suffix": "mkv", "size": (127, 95), "pix_fmt": "yuv444p"},
         {"suffix": "ts"},
         {"size": (127, 95), "codec": "mpeg4", "suffix": "avi"},
-        {"size": (3840, 2160), "options": {"preset": "ultrafast"}},
+        pytest.param({"size": (3840, 2160), "options": {"preset": "ultrafast"}}, marks=pytest.mark.heavy),
     ],
     ids=["plain", "long-gop", "30fps", "3fps", "10bit", "avi", "vp9", "odd-444", "mpegts", "odd-420", "4K"],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.data.format import Reason
 from preprocess.config import PreprocessConfig
@@ -126,6 +127,7 @@ def test_time_limit(small_set: Values) -> None:
     assert stats["num_failed"] == 12
 
 
+@pytest.mark.heavy
 def test_memory_limit(small_set: Values, hdvila: Hdvila, painted: Painter, tmp_path: Path) -> None:
     options = {"cpu-used": "8", "deadline": "realtime"}
     video = tmp_path / "videos" / "4k.webm"

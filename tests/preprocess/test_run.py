@@ -196,6 +196,7 @@ def test_another_device_may_go_on(small_set: Values) -> None:
     assert run(config_of(small_set, captioner={"device": "cuda:1"}))["num_delivered"] == 12
 
 
+@pytest.mark.heavy
 def test_a_full_disk_leaves_nothing_half_done(small_set: Values, tmp_path: Path) -> None:
     """A limit on the size of files stands for it: the plan fits, a shard does not."""
     path = write_config({**small_set, "texts": {}}, tmp_path)
@@ -232,6 +233,7 @@ def test_a_mistake_before_the_first_shard_binds_nobody(small_set: Values, tmp_pa
     assert facts["num_pending"] == 0 and "size_px: 48" in (Path(small_set["output"]) / "config.yaml").read_text()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("death", "reason"), [("os.kill(os.getpid(), 11)", "video_unreadable"), ("raise MemoryError", "memory_limit")]
 )

@@ -108,6 +108,7 @@ def test_frames_that_an_edit_list_hides_stay_hidden(painted: Painter, tmp_path: 
 SOUND = ["-f", "lavfi", "-i", "sine=duration=12", "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "aac"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("suffix", "before", "after"),
     [

@@ -57,6 +57,7 @@ def test_gradients_of_the_final_loss_equal_the_official_ones_entry_by_entry(dtyp
         assert error <= 1e-4 * norms[key] + 1e-6 * total, key
 
 
+@pytest.mark.heavy
 def test_twenty_steps_follow_the_official_trajectory_in_float64() -> None:
     """One batch, the official preset: optimizer form, decay groups, clipping, clamp and schedule."""
     recipe = golden.expected()["optimisation"]
