@@ -81,6 +81,7 @@ class SameBatch:
         self.batch = batch
         self.bad_by_reason: dict[str, int] = {}
         self.composition = [len(batch)]
+        self.waited_s = 0.0
 
     def __iter__(self) -> Any:
         while True:

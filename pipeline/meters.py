@@ -2,7 +2,7 @@
 
 clock = StepClock(device)
 clock.start(); ...; clock.mark("data"); ...; clock.mark("gradient"); ...; clock.stop()
-everyone = gather_values(clock.own_time(forward_timer))
+everyone = gather_values(OwnTime(stream_wait_s, forward_timer.take()))
 clock.summary(64, work, everyone)    # since the last summary; then starts anew
 """
 
@@ -33,7 +33,7 @@ class OwnTime:
     """Seconds that a rank spent by itself since the last summary. All others wait for the rank that takes longest."""
 
     data_s: float
-    """Waiting for batches."""
+    """Waiting for its own data workers."""
     forward_s: float
     """In forward passes; under ZeRO 3 these gather parameters, so that a part of it is waiting for others."""
 
@@ -94,10 +94,6 @@ class StepClock:
     def stop(self) -> None:
         """A step ends. Evaluation and saving between steps are not part of any."""
         self._steps_s.append(time.perf_counter() - self._began)
-
-    def own_time(self, forward: ForwardTimer) -> OwnTime:
-        """What this rank spent by itself since the last summary."""
-        return OwnTime(data_s=self._parts_s.get("data", 0.0), forward_s=forward.take())
 
     def summary(self, clips_per_step: int, work: Work, everyone: Sequence[OwnTime]) -> dict[str, float]:
         """What to log, over the steps since the last call, given every rank's own time.

@@ -19,7 +19,7 @@ from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.gradient import Objective, Terms, backward_batch, without_finite_features
 from pipeline.log import MetricsFile, logger
-from pipeline.meters import StepClock, Work, console_line
+from pipeline.meters import OwnTime, StepClock, Work, console_line
 from pipeline.optim import set_learning_rate
 from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
@@ -166,7 +166,9 @@ def add_samples(run: Run, everyone: Iterable[int]) -> None:
 def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, norm: float) -> dict[str, Any]:
     """What is logged about a step. All ranks."""
     run.saver.ensure_owned()
-    counted = gather_values((run.local_samples, run.clock.own_time(run.engine.forward_timer)))
+    own = OwnTime(data_s=run.stream.waited_s, forward_s=run.engine.forward_timer.take())
+    run.stream.waited_s = 0.0
+    counted = gather_values((run.local_samples, own))
     add_samples(run, (samples for samples, _ in counted))
     values: dict[str, Any] = {"train/loss": loss}
     values |= {f"train/loss_{name}": value.item() for name, value in terms.items()}
@@ -192,6 +194,7 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
     """Metrics of every held-out set; notes whether this is the best step so far. All ranks."""
     run.engine.eval()
     values = {f"eval/{name}": value for name, value in run.evaluate(run.progress.step).items()}
+    run.engine.forward_timer.take()  # its forward passes are no part of training
     run.engine.train()
     metric = run.config.evaluation.best_metric
     if metric is not None:

@@ -10,6 +10,7 @@ Global batch b has the same rows in the same order for every number of ranks, wo
 sample is a masked row; it is named, counted, and known to all ranks at once.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -119,6 +120,8 @@ class Stream:
         self._bad: dict[tuple[str, str], BadSample] = {}
         self.composition: list[int] = []
         """Samples of each source in the last global batch handed out."""
+        self.waited_s = 0.0
+        """Seconds that this rank has waited for its own workers; what ranks wait for one another is not in it."""
 
     @property
     def samples_per_epoch(self) -> int:
@@ -190,7 +193,7 @@ class Stream:
         if torch.cuda.is_available():
             loaded = pinned(loaded, _pin)
         try:
-            for item in self._deaths_named(loaded):
+            for item in self._timed(self._deaths_named(loaded)):
                 composition, after = issued.popleft()
                 batch = self._account(item)
                 self._cursor = after
@@ -208,6 +211,15 @@ class Stream:
             issued.append((composition, cursor))
             yield composition.part(self._rank, self._world_size)
             first = False
+
+    def _timed(self, loaded: Iterator[Loaded | Failed]) -> Iterator[Loaded | Failed]:
+        while True:
+            began = time.perf_counter()
+            item = next(loaded, None)
+            self.waited_s += time.perf_counter() - began
+            if item is None:
+                return
+            yield item
 
     def _deaths_named(self, loaded: Iterator[Loaded | Failed]) -> Iterator[Loaded | Failed]:
         """Turn the death of a worker into a failure, of which all ranks hear."""

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.data import stream as stream_module
+from pipeline.data.agreement import Agreement
 from pipeline.data.batch import Batch
+from pipeline.data.loader import RankLoader
 from pipeline.data.sources import SourceConfig
 from pipeline.data.stream import DataConfig, Stream
 
@@ -62,6 +65,28 @@ def test_an_epoch_holds_each_sample_once_and_the_next_one_another_order(make_set
     assert [sorted(keys) for keys in epochs] == [sorted(written.keys)] * 2
     assert epochs[0] != epochs[1]
     assert [batch.index for batch in batches] == list(range(6))
+
+
+def test_what_is_waited_for_other_ranks_is_not_counted_as_waiting_for_data(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    load, share = RankLoader.__call__, Agreement.share
+
+    def slow_load(self: RankLoader, composition: Any) -> Any:
+        now[0] += 1.0
+        return load(self, composition)
+
+    def slow_share(self: Agreement, *report: Any) -> Any:
+        now[0] += 100.0
+        return share(self, *report)
+
+    monkeypatch.setattr(RankLoader, "__call__", slow_load)
+    monkeypatch.setattr(Agreement, "share", slow_share)
+    monkeypatch.setattr(stream_module.time, "perf_counter", lambda: now[0])
+    stream = stream_of(make_set([8]), batch=4)
+    take(stream, 2)
+    assert stream.waited_s == 2.0
 
 
 def test_rows_hold_their_own_frames_and_texts(make_set: MakeSet) -> None:
