@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
 from pipeline.errors import PipelineError, RunError, run_command
@@ -20,7 +20,7 @@ with quiet():
     from torch import nn
 
     from pipeline.checkpoint.folder import checkpoint_name, remove_staging, set_aside, write_atomically
-    from pipeline.checkpoint.restore import choose_checkpoint, load_checkpoint
+    from pipeline.checkpoint.restore import choose_checkpoint, load_checkpoint, read_state
     from pipeline.checkpoint.rng import seed_everything
     from pipeline.checkpoint.save import Saver
     from pipeline.data.stream import Stream
@@ -166,6 +166,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
     """Everything a run needs, in the order in which it can be made. All ranks."""
     torch.manual_seed(config.seed)
     checkpoint = choose_checkpoint(config.run_folder, config.resume)
+    own = read_state(checkpoint) if checkpoint is not None and is_within(checkpoint, config.run_folder) else None
     model = first_weights(config, checkpoint)
     model_config = model.config
     groups = parameter_groups(model.named_parameters(), config.optim)
@@ -186,8 +187,8 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         seed=config.seed,
         rank=rank(),
         world_size=world_size(),
+        manifests=own["stream"]["manifests"] if own else None,
     )
-    total_steps = config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
     seed_everything(config.seed, rank())
     progress = Progress()
     if checkpoint is not None:
@@ -196,6 +197,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         set_hyperparameters(engine.param_groups, groups)
         progress = Progress(**state["progress"])
         stream.load_state_dict(state["stream"])
+    total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
     mirror = WandbMirror.start(
         config.run_folder,
@@ -216,7 +218,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
             config_text=to_yaml(config),
             save_weights=lambda folder, weights: save_model(folder, weights, model_config),
             check_ownership=check_ownership,
-            last_step=progress.step if checkpoint is not None and checkpoint.parent.parent == config.run_folder else -1,
+            last_step=progress.step if own else -1,
         ),
         metrics=MetricsFile(config.run_folder / "metrics.jsonl", progress.step) if is_main() else None,
         stop=stop,
@@ -225,6 +227,18 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         work=work_of(config, model, device),
         mirror=mirror,
     )
+
+
+def is_within(checkpoint: Path, run_folder: Path) -> bool:
+    """Whether it is a checkpoint of this very run, and not of one that it starts from."""
+    return checkpoint.parent.parent == run_folder
+
+
+def run_length(config: TrainConfig, stream: Stream, own: dict[str, Any] | None) -> int:
+    """Steps of the whole run: those that it saved, or by the manifests that `stream` is pinned to."""
+    if own is not None and "total_steps" in own:
+        return int(own["total_steps"])
+    return config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
 
 
 def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:

@@ -100,7 +100,7 @@ class TrainConfig(Section):
     steps: int | None = Field(default=None, gt=0)
     """Length of the run in steps; give this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
-    """Length of the run in epochs of the data."""
+    """Length of the run in epochs of the data as it is when the run starts; shards that come later do not change it."""
     stop_at_step: int | None = Field(default=None, gt=0)
     """Save and leave after this step, as if a signal had come, or at once where the run is past it; the same command
     without it goes on."""

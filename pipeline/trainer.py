@@ -219,6 +219,7 @@ def save(run: Run, *, wait: bool) -> None:
     add_samples(run, gather_values(run.local_samples))
     state = {
         "progress": asdict(run.progress),
+        "total_steps": run.total_steps,
         "stream": run.stream.state_dict(),
         "zero_stage": run.engine.zero_stage,
         "optimizer_step": run.engine.optimizer_step(),

@@ -60,14 +60,19 @@ def named_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json: the counts of the run, its length, the state of its stream."""
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
 def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], scratch: Path) -> dict[str, Any]:
     """Load weights, optimizer and random states; returns state.json. All ranks.
 
     Saved by the same number of ranks under the same stage, DeepSpeed's files are loaded as they are, to the last bit;
     else they are converted. `param_names` are those of the optimizer's groups, `scratch` a folder for the conversion.
     """
-    saved_ranks = read_complete(checkpoint)["num_ranks"]
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    saved_ranks, state = read_complete(checkpoint)["num_ranks"], read_state(checkpoint)
     saved_stage = state["zero_stage"]
     if (saved_ranks, saved_stage) == (world_size(), engine.zero_stage):
         engine.load(checkpoint, ENGINE_FOLDER)

@@ -107,7 +107,9 @@ class Stream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        manifests: Sequence[str] | None = None,
     ) -> None:
+        """`manifests` are the hashes to begin with, as a saved state names them; None: the newest of every source."""
         self.config = config
         self.global_batch_size = global_batch_size
         self._seed, self._rank, self._world_size = seed, rank, world_size
@@ -115,7 +117,7 @@ class Stream:
         self._image_size_px = image_size_px
         self._excluded_names = read_exclude_lists(config.exclude)
         self._agreement = Agreement(world_size)
-        self._open_manifests(self._agreement.from_first(self._pin_newest))
+        self._open_manifests(manifests or self._agreement.from_first(self._pin_newest))
         self._cursor = self._schedule.start()
         self._bad: dict[tuple[str, str], BadSample] = {}
         self.composition: list[int] = []
@@ -166,7 +168,8 @@ class Stream:
                     f"the run to resume has {name}={state['order'][name]!r}, this config has {value!r}: the order of "
                     "samples would differ; restore the value, or start a new run"
                 )
-        self._open_manifests(state["manifests"])
+        if tuple(state["manifests"]) != self._hashes:
+            self._open_manifests(state["manifests"])
         cursor = state["cursor"]
         starts = tuple((int(own_epoch), int(position)) for own_epoch, position in cursor["starts"])
         self._cursor = Cursor(cursor["epoch"], cursor["slot"], cursor["batches"], starts)

@@ -170,6 +170,22 @@ def test_a_stop_that_is_past_trains_no_further(shards, pools, tmp_path):
     assert not (tmp_path / "runs/run/COMPLETE").exists()
 
 
+def test_shards_added_to_the_set_change_neither_length_nor_schedule_of_a_run(pools, tmp_path):
+    """A run of epochs keeps the set it began with, and with it its length and its learning rates."""
+    runs = {}
+    for name in ("left_alone", "added_to"):
+        written = ShardSet(tmp_path / name / "set")
+        written.add_shard([Clip(number) for number in range(40)])
+        config = write_config(tmp_path / name, written.folder, steps=None, epochs=2)
+        train(pools(1), config, "stop_at_step=2")
+        if name == "added_to":
+            written.add_shard([Clip(number) for number in range(40, 80)])
+        train(pools(1), config)
+        runs[name] = tmp_path / name / "runs/run"
+    assert (runs["added_to"] / "COMPLETE").read_text() == "6\n"
+    assert_bitwise_equal(runs["added_to"], runs["left_alone"])
+
+
 def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
     config = write_config(tmp_path, shards, steps=3)
     train(pools(1), config, "stop_at_step=2")
