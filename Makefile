@@ -61,5 +61,5 @@ lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-header --extra dev pyproject.toml -o requirements.lock
 
-clean:  ## remove what the demo and the tests made; keeps .venv
-	rm -rf data/sample data/shards runs .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the sample corpus and what the demo and the tests made of it; keeps .venv and all other data and runs
+	rm -rf data/sample data/shards/sample_{train,heldout} runs/demo .pytest_cache .mypy_cache .ruff_cache
