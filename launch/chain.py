@@ -22,8 +22,8 @@ class Link:
 
     kind: str
     folder: JobFolder
-    submit: Callable[[tuple[str, ...]], str]
-    """Queue it after these jobs; returns the id that the next link waits for."""
+    submit: Callable[[tuple[str, ...]], tuple[str, ...]]
+    """Queue it after these jobs; returns the ids of its jobs, last the one that the next link waits for."""
     show: Callable[[], object]
     ends_stage: bool = True
     """The next link waits for this one; false for all shard sets but the last, which are written side by side."""
@@ -88,9 +88,9 @@ def _link(kind: str, plan: Plan, options: Options) -> Link:
     if not options.dry_run:
         require(plan, options)
 
-    def send(after: tuple[str, ...]) -> str:
+    def send(after: tuple[str, ...]) -> tuple[str, ...]:
         write_config(plan)
-        return submit(plan.job, options.site, after)
+        return (submit(plan.job, options.site, after),)
 
     shown = replace(options, after=("<the job before>",))
     return Link(kind, JobFolder(plan.job.work.run_folder), send, lambda: show(plan, shown))

@@ -22,7 +22,7 @@ from launch.options import Options
 from launch.run_folder import JobFolder
 from launch.scheduler import check_partition, cluster_facts
 from launch.start import announce, hold_folder, show_checks
-from launch.submit import Job, batch_script, run_debug, run_local, submit
+from launch.submit import Job, batch_script, run_debug, run_local, submit, take_back
 from launch.training import config_key
 from launch.wait import wait_for
 from pipeline.config import load_config, to_yaml
@@ -181,7 +181,7 @@ def start_shards(plan: ShardPlan, options: Options) -> int:
             if code:
                 return code
         return 0
-    last = submit_shards(plan, options, options.after)
+    last = submit_shards(plan, options, options.after)[-1]
     announce(last, plan.merge.work)
     return wait_for(last, JobFolder(plan.merge.work.run_folder)) if options.wait else 0
 
@@ -192,16 +192,24 @@ def write_shard_config(plan: ShardPlan) -> None:
     plan.config_file.write_text(plan.config_text)
 
 
-def submit_shards(plan: ShardPlan, options: Options, after: tuple[str, ...]) -> str:
-    """Queue the arrays, and the merge after all of them; returns the id of the merge."""
+def submit_shards(plan: ShardPlan, options: Options, after: tuple[str, ...]) -> tuple[str, ...]:
+    """Queue the arrays, and the merge after all of them, or none; returns all ids, that of the merge last."""
     hold_folder(JobFolder(plan.merge.work.run_folder))
     write_shard_config(plan)
     arrays: list[str] = []
-    for number, job in enumerate(plan.arrays):
-        if number < plan.lanes:
-            arrays.append(submit(job, options.site, after))
-        else:
-            arrays.append(submit(job, options.site, [arrays[number - plan.lanes]], "afterany"))
-        print(f"queued array {arrays[-1]}")
-    # After any end: where a task failed, the merge says what is missing and fails, which stops a chain.
-    return submit(plan.merge, options.site, arrays or after, "afterany" if arrays else "afterok")
+    try:
+        for number, job in enumerate(plan.arrays):
+            if number < plan.lanes:
+                arrays.append(submit(job, options.site, after))
+            else:
+                arrays.append(submit(job, options.site, [arrays[number - plan.lanes]], "afterany"))
+            print(f"queued array {arrays[-1]}")
+        # After any end: where a task failed, the merge says what is missing and fails, which stops a chain.
+        merge = submit(plan.merge, options.site, arrays or after, "afterany" if arrays else "afterok")
+    except InputError as error:
+        take_back(arrays)
+        more = ", or larger --shards-per-task for fewer of them" if plan.arrays else ""
+        raise InputError(
+            f"{error}; nothing stays queued: wait for room{more}, and run the same command again"
+        ) from None
+    return (*arrays, merge)

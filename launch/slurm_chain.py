@@ -9,7 +9,6 @@ same command goes on with what is left: written shards and finished runs stay as
 holds checkpoints.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
 from launch.chain import Link, plan_links
 from launch.options import find_config, make_parser, parse_options
 from launch.run_folder import JobFolder
+from launch.submit import take_back
 from launch.wait import wait_for
 from pipeline.errors import InputError, PipelineError, run_command
 
@@ -59,21 +59,22 @@ def main(argv: list[str]) -> int:
 
 
 def queue(links: list[Link], after: tuple[str, ...]) -> list[tuple[str, JobFolder]]:
-    """Queue all links, or none: when SLURM refuses one, those before it are cancelled."""
+    """Queue all links, or none: when SLURM refuses one, all jobs of those before it are cancelled."""
     queued: list[tuple[str, JobFolder]] = []
+    jobs: list[str] = []
     waiting_for = after
     done: list[str] = []
     try:
         for link in links:
-            job = link.submit(waiting_for)
-            queued.append((job, link.folder))
-            done.append(job)
+            mine = link.submit(waiting_for)
+            jobs += mine
+            queued.append((mine[-1], link.folder))
+            done.append(mine[-1])
             if link.ends_stage:
                 waiting_for, done = tuple(done), []
-            print(f"queued job {job}: {link.kind} in {link.folder.run_folder}", flush=True)
+            print(f"queued job {mine[-1]}: {link.kind} in {link.folder.run_folder}", flush=True)
     except PipelineError:
-        if queued:
-            subprocess.run(["scancel", *(job for job, _ in queued)], capture_output=True)
+        take_back(jobs)
         raise
     return queued
 

@@ -105,6 +105,12 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
     return job_id
 
 
+def take_back(jobs: Sequence[str]) -> None:
+    """Cancel what was queued for something that cannot be queued as a whole."""
+    if jobs:
+        subprocess.run(["scancel", *jobs], capture_output=True)
+
+
 def run_debug(job: Job, site: ClusterConfig) -> int:
     """Run the work in this process, without submitit, which would end in a debugger's prompt after an error."""
     os.environ |= site.env

@@ -28,11 +28,11 @@ def test_overrides_belong_to_a_link() -> None:
 
 
 def make_link(kind: str, asked: list[tuple[str, tuple[str, ...]]], *, last: bool = True, refuse: bool = False) -> Link:
-    def send(after: tuple[str, ...]) -> str:
+    def send(after: tuple[str, ...]) -> tuple[str, ...]:
         if refuse:
             raise InputError("sbatch refused the job")
         asked.append((kind, after))
-        return str(100 + len(asked))
+        return f"array{100 + len(asked)}", str(100 + len(asked))
 
     return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, ends_stage=last)
 
@@ -53,7 +53,7 @@ def test_a_refused_link_takes_back_those_before(commands, tmp_path: Path) -> Non
     commands(scancel=f'echo "$@" > {tmp_path}/cancelled')
     with pytest.raises(InputError, match="refused"):
         queue([make_link("pretrain", []), make_link("evaluate", [], refuse=True)], after=())
-    assert (tmp_path / "cancelled").read_text() == "101\n"
+    assert (tmp_path / "cancelled").read_text() == "array101 101\n"
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,20 @@ def test_gpus_and_cpus_of_a_task(shards_file: str, commands) -> None:
     ):
         made = plan_shards(parse_options(parser, ["--time", "60", *words]))
         assert made.arrays[0].resources == expected
+
+
+def test_nothing_stays_queued_when_one_array_is_refused(
+    site_file: str, shards_file: str, commands, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    refusal = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    commands(
+        scontrol=cluster(BATCH, max_array_size=3),
+        srun="exit 1",
+        sbatch=f'echo x >> {count}; n=$(wc -l < {count}); [ "$n" -lt 3 ] || {{ {refusal}; }}; '
+        'echo "Submitted batch job $((100 + n))"',
+        scancel=f'echo "$@" > {tmp_path}/cancelled',
+    )
+    with pytest.raises(InputError, match=r"QOSMaxSubmit.*nothing stays queued.*larger --shards-per-task"):
+        main(["--site", site_file, "--config", shards_file, "--shards-per-task", "3", "--nodes", "2"])
+    assert (tmp_path / "cancelled").read_text() == "101 102\n"
