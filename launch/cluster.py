@@ -152,8 +152,13 @@ def sbatch_parameters(site: ClusterConfig, resources: Resources, *, name: str, s
         "stderr_to_stdout": True,
         "setup": setup,
         # One lost rank ends the step, instead of leaving the others in a collective until the time limit. srun does
-        # not take --cpus-per-task from the job by itself.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}", *site.srun_args],
+        # not take --cpus-per-task from the job by itself, nor the environment where a site sets SBATCH_EXPORT=NONE.
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            "--export=ALL",
+            f"--cpus-per-task={resources.cpus_per_task}",
+            *site.srun_args,
+        ],
         "additional_parameters": more | site.sbatch,
     }
 

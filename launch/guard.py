@@ -27,6 +27,9 @@ MAX_FUTILE_SIGNALS = 3
 """One that a signal stops while it starts: being preempted twice in a row is not its fault."""
 MAX_FUTILE_EXCLUSIONS = 5
 """One whose nodes are sick: it comes back without them, but not for ever."""
+PATIENCE_S = 20.0
+"""How long slurmctld may be away: it is restarted now and then, and fails over."""
+REQUEUED_BY_SLURM = "SLURM requeued the job itself"
 STOP_CODES = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 
 
@@ -42,6 +45,8 @@ class Ending:
     state_reason: str
     restarts_now: int
     finished: bool
+    preempted: bool = False
+    """SLURM took the nodes for another job."""
     futile: int = 0
     """How often in a row this job was requeued before without getting further than now."""
     rank_codes: tuple[int, ...] = ()
@@ -70,9 +75,10 @@ def decide(end: Ending) -> Decision:
     if end.code == WRONG_INPUT or WRONG_INPUT in end.rank_codes:
         return Decision("stop", "wrong input: running it again would fail in the same way")
     timed_out = end.state in ("TIMEOUT", "COMPLETING") and end.state_reason == "TimeLimit"
-    if end.state != "RUNNING" and not timed_out:
-        if end.state == "PENDING" or end.restarts_now > end.restart:
-            return Decision("left", "SLURM requeued the job itself")
+    if end.state == "PENDING" or (end.state != "RUNNING" and end.restarts_now > end.restart):
+        return Decision("left", REQUEUED_BY_SLURM)
+    # A preemption that cancels requeues nothing by itself; one that requeues will have done so before our request.
+    if end.state != "RUNNING" and not timed_out and not end.preempted:
         if end.state == "":
             return Decision("stop", "SLURM does not answer; run the same command again to go on")
         return Decision("left", "cancelled")
@@ -99,6 +105,8 @@ def _cause(end: Ending, timed_out: bool) -> str:
         return f"the preflight found {end.excluded} sick"
     if timed_out:
         return "the time limit came before the ranks were done"
+    if end.preempted and not end.rank_codes:
+        return "preempted"
     if end.code == 0:
         return "stopped by a signal, state saved"
     if end.code > 128 and not end.rank_codes:
@@ -121,8 +129,8 @@ def main(argv: list[str]) -> int:
         row: Row = {"event": "started", "restart": restart, "progress": progress_mark(given.progress)}
         folder.add_event(job, row | {"nodes": os.environ.get("SLURM_JOB_NODELIST", "")})
         return 0
-    state, reason, restarts_now = ask_slurm(os.environ["SLURM_JOB_ID"])
-    if given.event == "timeout" and reason != "TimeLimit":
+    now = ask_slurm(os.environ["SLURM_JOB_ID"])
+    if given.event == "timeout" and now.reason != "TimeLimit":
         # A SIGTERM at the start of a grace time: the ranks are saving. Exit code 1: ask again later.
         return 1
     if not folder.claim_decision(job, restart):
@@ -131,9 +139,10 @@ def main(argv: list[str]) -> int:
     end = Ending(
         code=given.code,
         restart=restart,
-        state=state,
-        state_reason=reason,
-        restarts_now=restarts_now,
+        state=now.state,
+        state_reason=now.reason,
+        restarts_now=now.restarts,
+        preempted=now.preempted,
         # Without such files, a job that ended well is done.
         finished=any(Path(file).exists() for file in given.finished) if given.finished else given.code == 0,
         futile=count_futile(folder.events(job), progress_mark(given.progress)),
@@ -161,24 +170,38 @@ def carry_out(decision: Decision, end: Ending, folder: JobFolder, job: str, exit
     folder.add_event(job, row | {"why": decision.why, "progress": progress, "failed_ranks": exits[:8]})
     print(f"[launch] {decision.action}: {decision.why} (progress: {progress or 'none yet'})", flush=True)
     if decision.action == "requeue":
-        requeue(os.environ["SLURM_JOB_ID"], end.excluded)
+        # Recorded before it is asked for: SLURM may end this process as soon as it has granted it.
+        refused = requeue(os.environ["SLURM_JOB_ID"], end.excluded)
+        if refused:
+            folder.add_event(job, row | {"action": refused.action, "why": refused.why, "progress": progress})
+            print(f"[launch] {refused.action}: {refused.why}", flush=True)
         return end.code or 1
     return end.code if decision.action != "stop" else end.code or 1
 
 
-def requeue(job_id: str, exclude: str) -> None:
-    """Requeue the job, without the nodes in `exclude`: SLURM takes these only while the job is pending."""
+def requeue(job_id: str, exclude: str) -> Decision | None:
+    """Requeue the job, without the nodes in `exclude`: SLURM takes these only while the job is pending.
+
+    Asks again while slurmctld is away; returns what follows where it will not do it.
+    """
     before = show_job(job_id).get("ExcNodeList", "(null)")
     if exclude and before != "(null)":
         exclude = f"{before},{exclude}"
-    done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)
-    if done.returncode:
-        print(f"[launch] scontrol requeue failed: {done.stderr.strip()}", flush=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while (done := subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)).returncode:
+        # "Job is pending execution": also while SLURM shows it as completing, on its way back into the queue.
+        if "pending" in done.stderr.lower():
+            return Decision("left", REQUEUED_BY_SLURM)
+        if time.monotonic() > deadline:
+            reason = " ".join(done.stderr.split())
+            return Decision("stop", f"SLURM does not requeue it ({reason}); run the same command again to go on")
+        time.sleep(2.0)
     for _ in range(10 if exclude else 0):
         update = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={exclude}"]
         if subprocess.run(update, capture_output=True).returncode == 0:
-            return
+            break
         time.sleep(0.5)
+    return None
 
 
 def job_name() -> str:
@@ -187,14 +210,29 @@ def job_name() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def ask_slurm(job_id: str) -> tuple[str, str, int]:
-    """State, reason and number of restarts of a job; ("", "", 0) where slurmctld does not answer."""
-    for _ in range(3):
-        facts = show_job(job_id)
-        if facts:
-            return facts.get("JobState", ""), facts.get("Reason", ""), int(facts.get("Restarts", "0"))
+@dataclass(frozen=True)
+class JobNow:
+    """What SLURM says of a job; empty where slurmctld does not answer."""
+
+    state: str = ""
+    reason: str = ""
+    restarts: int = 0
+    preempted: bool = False
+
+
+def ask_slurm(job_id: str) -> JobNow:
+    """The job as SLURM sees it now. Asks again while slurmctld is away."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (facts := show_job(job_id)):
+        if time.monotonic() > deadline:
+            return JobNow()
         time.sleep(1.0)
-    return "", "", 0
+    return JobNow(
+        state=facts.get("JobState", ""),
+        reason=facts.get("Reason", ""),
+        restarts=int(facts.get("Restarts", "0")),
+        preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"),
+    )
 
 
 def show_job(job_id: str) -> dict[str, str]:
