@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from pipeline.train_config import TrainConfig
 
 
+SLURM_EARLY_S = 60
+"""SLURM sends the signal before a time limit up to so much earlier (man sbatch, --signal)."""
+START_S = SLURM_EARLY_S + 120
+"""Least time that a job must have before the signal: ranks that meet and a model that is built take minutes."""
+
+
 def check_device(config: "TrainConfig", resources: Resources) -> None:
     """Refuse a run that wants GPUs without having any."""
     for key, value in (("device", "cuda"), ("precision", "fp16")):
@@ -187,8 +193,13 @@ def check_disk(run_folder: Path) -> list[str]:
     return [f"disk: {free_gb:.0f} GB free in {place}{size}"]
 
 
-def check_lead(run_folder: Path, lead_s: int) -> list[str]:
-    """Compare the time between the signal and the end of a job with what saving takes."""
+def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
+    """Compare the time between the signal and the end of a job with what saving takes, and with its time limit."""
+    if time_limit_s < lead_s + START_S:
+        raise InputError(
+            f"a job of {time_limit_s} s is told to save {lead_s} s before its end, or up to {SLURM_EARLY_S} s earlier: "
+            "it would hardly make a step; raise --time, or lower signal_lead_s in the cluster config"
+        )
     rows = read_rows(run_folder / "metrics.jsonl")
     # The last save is waited for: the copy to host memory, then the writing that otherwise goes on beside training.
     saves = [row["checkpoint/stall_s"] + row["checkpoint/write_s"] for row in rows if row.get("checkpoint/write_s")]

@@ -20,7 +20,7 @@ from launch.checks import (
     missing_data,
     what_is_done,
 )
-from launch.cluster import ROOT, Resources, training_resources
+from launch.cluster import ROOT, Resources, minutes_of, training_resources
 from launch.job import Kind, Work
 from launch.options import Options
 from launch.run_folder import JobFolder
@@ -66,7 +66,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     facts = [batch_arithmetic(config, options.nodes, world_size)]
     facts += check_run_folder(run_folder, config, options.resume)
     facts += check_disk(run_folder)
-    facts += check_lead(run_folder, options.site.signal_lead_s)
+    facts += check_lead(run_folder, options.site.signal_lead_s, 60 * minutes_of(options.site.time))
     if options.cluster == "slurm":
         facts += check_partition(options.site, resources)
     text = to_yaml(config)

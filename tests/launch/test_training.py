@@ -168,6 +168,12 @@ def test_lead_time_against_measured_saves(plan, tmp_path: Path, train_file: str)
         plan("--resume")
 
 
+def test_a_job_that_is_over_before_it_began_is_refused(plan) -> None:
+    assert plan("--time", "4").facts, "240 s: 30 s of lead, 60 s of SLURM's own, two minutes to start"
+    with pytest.raises(InputError, match="a job of 180 s is told to save 30 s before its end"):
+        plan("--time", "3")
+
+
 def test_missing_manifest(site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "shards" / "manifest.parquet").unlink()
     words = ["--site", site_file, "--cluster", "local", "--config", train_file]
