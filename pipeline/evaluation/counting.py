@@ -40,8 +40,7 @@ class BlockCounter:
         self._filters = dim <= MAX_FILTER_DIM and not torch.backends.cuda.matmul.allow_tf32
         # A float32 dot product is off by at most D * 2**-24 of the product of the lengths, in whatever order it is
         # summed; twice that covers casting the inputs and the score.
-        lengths = queries_QD.float().norm(dim=1).max() * gallery_GD.float().norm(dim=1).max()
-        self._margin = 2 * dim * ROUNDING * float(lengths)
+        self._margin = 2 * dim * ROUNDING * longest(queries_QD) * longest(gallery_GD)
 
     def count(self, rows: slice, columns: slice) -> tuple[Counts, Counts | None]:
         """What one block adds to the counts of its rows, and of its columns where these are counted."""
@@ -88,6 +87,11 @@ class BlockCounter:
 def count_exactly(scores_QG: Tensor, best: Tensor, *, dim: int) -> Counts:
     """How many scores along `dim` are above `best` [Q, 1] or [1, G], and how many equal it."""
     return (scores_QG > best).sum(dim), (scores_QG == best).sum(dim)
+
+
+def longest(features_ND: Tensor) -> float:
+    """The length of the longest feature; 0 where there is none: a rank may have no query of its own."""
+    return float(features_ND.float().norm(dim=1).max()) if len(features_ND) else 0.0
 
 
 def on_grid(features: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from pipeline.evaluation import RetrievalSetConfig, evaluate_retrieval, retrieva
 from pipeline.evaluation.encoding import tokenize_texts
 from pipeline.evaluation.protocol import read_questions
 from pipeline.evaluation.report import console_table, csv_table, markdown_table, set_report
+from pipeline.evaluation.rescored import rescored_metrics
+from pipeline.evaluation.rescoring import RescoreMethod
 from pipeline.evaluation.retrieval import retrieve
 from pipeline.model.clip_vip import CLIPViP, Features
 from pipeline.model.config import ModelConfig
@@ -149,26 +151,42 @@ def test_wrong_queries_name_their_line(tmp_path: Path, line: str, message: str) 
         read_questions(RetrievalSetConfig(name="x", shards=tmp_path, queries=path))
 
 
+def _whole_evaluation(config: RetrievalSetConfig) -> dict[str, float]:
+    """Plain and re-scored metrics; the texts themselves serve as the bank of QB-Norm."""
+    found = retrieve(encode, Tokenizer, 8, config)
+    methods: tuple[RescoreMethod, ...] = ("dsl_official", "dsl", "qb_norm")
+    rescored = {method: rescored_metrics(found, method, found.texts_ND) for method in methods}
+    return found.metrics() | {f"{m}_{name}": value for m, values in rescored.items() for name, value in values.items()}
+
+
 def _rank_main(rank: int, world_size: int, port: int, config: RetrievalSetConfig, folder: Path) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    metrics = evaluate_retrieval(encode, Tokenizer, 8, config)
+    metrics = _whole_evaluation(config)
     (folder / f"{world_size}_{rank}.json").write_text(json.dumps(metrics))
     dist.destroy_process_group()
 
 
+def _equal_on_ranks(config: RetrievalSetConfig, world_size: int, folder: Path) -> None:
+    """Every one of `world_size` ranks finds what one process finds alone."""
+    alone = _whole_evaluation(config)
+    assert not np.isnan(list(alone.values())).any()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Forked: a fresh interpreter per rank would spend most of the test importing torch.
+    mp.start_processes(_rank_main, (world_size, port, config, folder), nprocs=world_size, start_method="fork")
+    for rank in range(world_size):
+        assert json.loads((folder / f"{world_size}_{rank}.json").read_text()) == alone
+
+
 @pytest.mark.heavy
-def test_any_number_of_ranks_gives_the_same_metrics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_any_number_of_ranks_gives_the_same_metrics(tmp_path: Path, world_size: int) -> None:
     """13 queries, 12 videos and batches of 3 over 2 and 5 ranks: ranks without a batch, ragged batches, no repeats."""
     texts = right_texts() | {"c1": ["2", "1 1 1 1 1"], "c5": "1"}
-    config = write_set(tmp_path, texts, long_texts="window", num_text_tokens=4)
-    alone = evaluate_retrieval(encode, Tokenizer, 8, config)
-    for world_size in (2, 5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        # Forked: a fresh interpreter per rank would spend most of the test importing torch.
-        arguments = (world_size, port, config, tmp_path)
-        mp.start_processes(_rank_main, arguments, nprocs=world_size, start_method="fork")
-        for rank in range(world_size):
-            assert json.loads((tmp_path / f"{world_size}_{rank}.json").read_text()) == alone
-    assert not np.isnan(list(alone.values())).any()
+    _equal_on_ranks(write_set(tmp_path, texts, long_texts="window", num_text_tokens=4), world_size, tmp_path)
+
+
+def test_more_ranks_than_queries(tmp_path: Path) -> None:
+    """A rank without a query counts nothing, and the others do not lose it."""
+    _equal_on_ranks(write_set(tmp_path, {"c1": "1", "c2": "3"}), 3, tmp_path)
