@@ -25,8 +25,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.data.format import name_hash
 from pipeline.data.frames import EncodedClip, middle_index, open_clip_bytes, uniform_indices
-from pipeline.data.index import Place, name_hash
+from pipeline.data.index import Place
 from pipeline.data.mp4 import jpeg_packets
 from pipeline.data.sample import read_sample
 from pipeline.data.transform import WHOLE, FrameFit

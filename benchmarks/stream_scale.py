@@ -25,7 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.data.index import Manifest, name_hash, write_index
+from pipeline.data.format import name_hash
+from pipeline.data.index import Manifest
+from pipeline.data.index_build import write_index
 from pipeline.data.order import EpochOrder, mix
 from pipeline.data.pool import run_workers
 from pipeline.data.schedule import Schedule

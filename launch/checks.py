@@ -39,7 +39,7 @@ def check_buildable(config: "TrainConfig", to_come: Sequence[Path], *, data_may_
 
     With `data_may_change`, weights and data are left alone: a job that runs before this one may be writing them.
     """
-    from pipeline.data.index import manifest_facts
+    from pipeline.data.manifest_file import manifest_facts
     from pipeline.start import check_start
 
     promised = {path.resolve() for path in to_come}

@@ -16,7 +16,7 @@ from pipeline.log import quiet
 with quiet():
     import torch
 
-    from pipeline.data.index import manifest_facts
+    from pipeline.data.manifest_file import manifest_facts
     from pipeline.data.stream import DataConfig, Stream
     from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS
     from pipeline.flops import GPUS, ClipWork, Gpu

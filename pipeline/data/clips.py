@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.cache import open_folder
+from pipeline.data.format import name_hash
 from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
-from pipeline.data.index import Place, name_hash, read_manifest, read_table
+from pipeline.data.index import Place
 from pipeline.data.loader import Failed
+from pipeline.data.manifest_file import read_manifest, read_table
 from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
 from pipeline.data.sample import read_sample
 from pipeline.data.storage import DamagedSample, Folder

@@ -138,6 +138,11 @@ def sample_key(clip_id: str) -> str:
     return key
 
 
+def name_hash(name: str) -> int:
+    """64 bits of a key or a video id, as the index stores them."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 def manifest_hash(shards: Iterable[tuple[str, str, str]]) -> str:
     """16 hex digits over the sorted (shard, shard_sha256, sidecar_sha256) of a set: what a run pins."""
     digest = hashlib.sha256(f"clip_vip {FORMAT_VERSION}\n".encode())

@@ -6,40 +6,32 @@ The index is uncompressed Arrow, 28 bytes a sample (100 M samples: 2.8 GB on dis
 through the page cache, and next to nothing in private memory. It is named after the manifest's hash and never changes:
 a run that pinned a hash keeps it when retries add shards to the set.
 
+It is built where it is first opened; a large set's better before a job starts: `python -m pipeline.data.index SHARDS`.
+
     manifest = Manifest.open("data/shards/sample_train")
     manifest.places(np.array([0, 17]))          # -> shard, offset, size and key hash of each row
 """
 
-import fcntl
-import hashlib
 import json
+import logging
 import os
-import shutil
-import socket
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.data.cache import open_folder
-from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, FORMAT_VERSION, METADATA_KEY, sample_key
-from pipeline.data.storage import Folder
-from pipeline.errors import InputError, RunError
+from pipeline.config import Section, load_config, render_help
+from pipeline.data.format import METADATA_KEY, name_hash, sample_key
+from pipeline.data.index_build import CHUNK_BITS, SAMPLES, build_once
+from pipeline.data.manifest_file import manifest_facts
+from pipeline.errors import InputError, RunError, run_command
 
 Int64s = NDArray[np.int64]
-
-_CHUNK_BITS = 20  # rows per Arrow record batch: a row's chunk is a shift, not a search
-_READERS = 16
-_SAMPLES = pa.schema(
-    [("offset", pa.int64()), ("size", pa.uint32()), ("key_hash", pa.uint64()), ("video_hash", pa.uint64())]
-)
-_SHARDS = pa.schema([("shard", pa.string()), ("num_samples", pa.int64())])
+PROGRAM = "python -m pipeline.data.index SHARDS"
 
 
 @dataclass(frozen=True)
@@ -57,9 +49,27 @@ class Place:
     """Which of the clip's texts that is."""
 
 
-def name_hash(name: str) -> int:
-    """64 bits of a key or a video id, as the index stores them."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+class IndexConfig(Section):
+    """What to index, and where."""
+
+    shards: str
+    """Folder of a shard set, or its fsspec URL."""
+    index_folder: Path | None = None
+    """As data.index_folder of the training config; null: beside the shards, or in the user's cache."""
+
+
+def main(argv: list[str]) -> int:
+    """Build a set's index, unless it is there: a job that starts then finds it."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(render_help(IndexConfig, program=PROGRAM, about="Build the index of a shard set before a job needs it."))
+        return 0 if argv else 2
+    if "=" in argv[0] or argv[0].startswith("-"):
+        raise InputError(f"the first argument must be a shard set, got {argv[0]!r}; usage: {PROGRAM} [key=value ...]")
+    config = load_config(IndexConfig, [], [f"shards={argv[0]}", *argv[1:]])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    manifest = Manifest.open(config.shards, index_folder=config.index_folder)
+    print(f"{manifest.folder}: {manifest.num_samples:,} samples in {manifest.num_shards:,} shards; {manifest.index}")
+    return 0
 
 
 class Manifest:
@@ -68,7 +78,7 @@ class Manifest:
     def __init__(self, folder: str, index: Path) -> None:
         self.folder = folder
         self.hash = index.name
-        self._index = index
+        self.index = index
         shards = _map(index / "shards.arrow")
         facts = json.loads(shards.schema.metadata[METADATA_KEY])
         self.subtitle_from: str = facts["subtitle_from"]
@@ -83,7 +93,7 @@ class Manifest:
         samples = _map(index / "samples.arrow")
         batches = [samples.get_batch(number) for number in range(samples.num_record_batches)]
         self._chunks = [
-            {name: batch.column(name).to_numpy(zero_copy_only=True) for name in _SAMPLES.names} for batch in batches
+            {name: batch.column(name).to_numpy(zero_copy_only=True) for name in SAMPLES.names} for batch in batches
         ]
 
     @classmethod
@@ -93,12 +103,7 @@ class Manifest:
         root = index_folder / name_of_set(where) if index_folder else _index_root(where)
         wanted = pinned or manifest_facts(where)["manifest_hash"]
         if not (root / wanted).is_dir():
-            if pinned and manifest_facts(where)["manifest_hash"] != pinned:
-                raise InputError(
-                    f"{where} has changed: this run is pinned to manifest {pinned}, whose index is not in {root}; "
-                    "restore the index, or start a new run"
-                )
-            _build_once(where, root, wanted)
+            build_once(where, root, wanted)
         return cls(where, root / wanted)
 
     def shard_name(self, number: int) -> str:
@@ -134,92 +139,21 @@ class Manifest:
         wanted = np.array(sorted(hashes), dtype=np.uint64)
         found = [
             np.flatnonzero(np.isin(chunk["key_hash"], wanted) | np.isin(chunk["video_hash"], wanted))
-            + (start << _CHUNK_BITS)
+            + (start << CHUNK_BITS)
             for start, chunk in enumerate(self._chunks)
         ]
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def _cell(self, name: str, row: int) -> Any:
-        return self._chunks[row >> _CHUNK_BITS][name][row & ((1 << _CHUNK_BITS) - 1)]
+        return self._chunks[row >> CHUNK_BITS][name][row & ((1 << CHUNK_BITS) - 1)]
 
     def __len__(self) -> int:
         return self.num_samples
 
 
-def _read_ahead(folder: Folder, names: Sequence[str]) -> Iterator[bytes]:
-    """The files' contents in order, some read at once: a far file system answers slowly, but many at a time."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(names), 8 * _READERS):
-            yield from pool.map(folder.read_file, names[start : start + 8 * _READERS])
-
-
-def manifest_facts(folder: str) -> dict[str, Any]:
-    """The facts in manifest.parquet's schema metadata: manifest_hash, num_samples, subtitle_from, caption_from."""
-    return _facts(_read_manifest_table(folder).schema, f"{folder}/manifest.parquet")
-
-
-def read_manifest(folder: str) -> list[dict[str, Any]]:
-    """The rows of manifest.parquet, sorted by shard."""
-    return _read_manifest_table(folder).sort_by("shard").to_pylist()  # type: ignore[no-any-return]
-
-
-def _read_manifest_table(folder: str) -> pa.Table:
-    content = _read_input(folder, "manifest.parquet")
-    try:
-        return read_table(content)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder}/manifest.parquet is damaged ({reason}); merge the set again") from None
-
-
-def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file that was read into memory.
-
-    Not by Arrow's threads: one of them may still hold `content` when the interpreter ends, and a Python object that is
-    let go of then, outside the main thread, aborts the process.
-    """
-    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
-
-
 def name_of_set(folder: str) -> str:
     """A folder name for what belongs to a shard set but lies elsewhere (index, cache)."""
     return f"{folder.rstrip('/').rsplit('/', 1)[-1]}_{name_hash(folder):016x}"
-
-
-def write_index(
-    target: Path,
-    shards: Iterable[tuple[str, int]],
-    samples: Iterator[dict[str, NDArray[Any]]],
-    *,
-    subtitle_from: str = DEFAULT_SUBTITLE_FROM,
-    caption_from: str = DEFAULT_CAPTION_FROM,
-) -> None:
-    """Write an index folder from (shard, num_samples) rows and pieces of the sample columns, in manifest order."""
-    target.mkdir(parents=True)
-    facts = {"format_version": FORMAT_VERSION, "subtitle_from": subtitle_from, "caption_from": caption_from}
-    names, counts = zip(*shards, strict=True) if (shards := list(shards)) else ((), ())
-    schema = _SHARDS.with_metadata({METADATA_KEY: json.dumps(facts).encode()})
-    with pa.OSFile(str(target / "shards.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_table(pa.table([pa.array(names, pa.string()), pa.array(counts, pa.int64())], schema=schema))
-    with pa.OSFile(str(target / "samples.arrow"), "wb") as file, pa.ipc.new_file(file, _SAMPLES) as writer:
-        for chunk in _rechunk(samples, 1 << _CHUNK_BITS):
-            arrays = [pa.array(chunk[field.name], field.type) for field in _SAMPLES]
-            writer.write_batch(pa.record_batch(arrays, schema=_SAMPLES))
-
-
-def _rechunk(pieces: Iterator[dict[str, NDArray[Any]]], size: int) -> Iterator[dict[str, NDArray[Any]]]:
-    held: list[dict[str, NDArray[Any]]] = []
-    num_held = 0
-    for piece in pieces:
-        held.append(piece)
-        num_held += len(piece["offset"])
-        while num_held >= size:
-            joined = {name: np.concatenate([one[name] for one in held]) for name in _SAMPLES.names}
-            yield {name: column[:size] for name, column in joined.items()}
-            held = [{name: column[size:] for name, column in joined.items()}]
-            num_held -= size
-    if num_held:
-        yield {name: np.concatenate([one[name] for one in held]) for name in _SAMPLES.names}
 
 
 def _index_root(folder: str) -> Path:
@@ -232,85 +166,12 @@ def _index_root(folder: str) -> Path:
     return cache / "clip_vip" / "index" / name_of_set(folder)
 
 
-def _build_once(folder: str, root: Path, wanted: str) -> None:
-    """Build under a lock and a temporary name; a process killed in the middle leaves nothing that counts."""
-    host = socket.gethostname()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        guard = open(root / f".lock_{host}", "w")  # noqa: SIM115 - held below, over the whole build
-    except OSError as error:
-        raise InputError(f"cannot write the index folder {root}: {error.strerror}; set data.index_folder") from None
-    with guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if (root / wanted).is_dir():
-            return
-        # Other nodes build under other names; of this node's, the lock says that all are left over from killed builds.
-        for stale in root.glob(f".building_{host}_*"):
-            shutil.rmtree(stale)
-        building = root / f".building_{host}_{wanted}"
-        facts, rows = manifest_facts(folder), read_manifest(folder)
-        if not sum(row["num_samples"] for row in rows):
-            raise InputError(f"{folder} has no samples; see its failures folder and stats.json")
-        write_index(
-            building,
-            [(row["shard"], row["num_samples"]) for row in rows],
-            _samples_of(folder, rows),
-            subtitle_from=facts["subtitle_from"],
-            caption_from=facts["caption_from"],
-        )
-        try:
-            building.rename(root / wanted)
-        except OSError:
-            # Another node was first.
-            shutil.rmtree(building)
-
-
-def _samples_of(folder: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-    video_hashes: dict[str, int] = {}
-    names = [f"{row['shard']}.parquet" for row in rows]
-    for row, name, content in zip(rows, names, _read_ahead(open_folder(folder), names), strict=True):
-        if hashlib.sha256(content).hexdigest() != row["sidecar_sha256"]:
-            raise InputError(f"{folder}/{name} is not the file that the manifest names; write the manifest again")
-        table = read_table(content, ["key", "video_id", "offset", "size"])
-        if table.num_rows != row["num_samples"]:
-            raise InputError(
-                f"{folder}/{name} has {table.num_rows} rows, the manifest says {row['num_samples']}; "
-                "write the manifest again"
-            )
-        video_hashes.clear()
-        videos = table.column("video_id").to_pylist()
-        for video in videos:
-            if video not in video_hashes:
-                video_hashes[video] = name_hash(video or "")
-        yield {
-            "offset": table.column("offset").to_numpy(),
-            "size": table.column("size").to_numpy().astype(np.uint32),
-            "key_hash": np.array([name_hash(key) for key in table.column("key").to_pylist()], dtype=np.uint64),
-            "video_hash": np.array([video_hashes[video] for video in videos], dtype=np.uint64),
-        }
-
-
-def _read_input(folder: str, name: str) -> bytes:
-    try:
-        return open_folder(folder).read_file(name)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} has no {name}; write the shards first: python -m preprocess.run CONFIG.yaml"
-        ) from None
-
-
-def _facts(schema: pa.Schema, where: str) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads((schema.metadata or {})[METADATA_KEY])
-    except (KeyError, ValueError):
-        raise InputError(f"{where} holds no {METADATA_KEY.decode()} metadata; write it with preprocess") from None
-    if facts["format_version"] != FORMAT_VERSION:
-        raise InputError(f"{where} has format {facts['format_version']}, this code reads {FORMAT_VERSION}")
-    return facts
-
-
 def _map(path: Path) -> Any:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"the index {path} cannot be read ({error}); remove {path.parent} to build it again") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

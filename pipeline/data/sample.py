@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.format import name_hash
 from pipeline.data.frames import IMAGE_EXTENSIONS
-from pipeline.data.index import Place, name_hash
+from pipeline.data.index import Place
 from pipeline.data.storage import DamagedSample, Folder
 
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.config import Section
-from pipeline.data.index import Manifest, Place, read_table
+from pipeline.data.index import Manifest, Place
+from pipeline.data.manifest_file import read_table
 from pipeline.data.order import EpochOrder, mix
 from pipeline.data.sample import Sample, read_sample
 from pipeline.data.storage import Folder

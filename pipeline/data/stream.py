@@ -25,8 +25,10 @@ from pipeline.config import Section
 from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
 from pipeline.data.cache import CacheConfig
-from pipeline.data.index import Manifest, name_hash
+from pipeline.data.format import name_hash
+from pipeline.data.index import Manifest
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
+from pipeline.data.manifest_file import manifest_facts
 from pipeline.data.order import mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
@@ -251,17 +253,20 @@ class Stream:
         return _batch(item)
 
     def _pin_newest(self) -> list[str]:
-        """The hashes of the sources' manifests as they are now, each with its index built."""
-        return [
-            Manifest.open(source.shards, index_folder=self.config.index_folder).hash for source in self.config.sources
-        ]
+        """The hashes of the sources' manifests as they are now."""
+        return [manifest_facts(source.shards)["manifest_hash"] for source in self.config.sources]
 
     def _open_manifests(self, hashes: Sequence[str]) -> None:
         """Pin these manifests: their sizes, and the rows that the exclude lists take out."""
-        manifests = [
-            Manifest.open(source.shards, pinned=pinned, index_folder=self.config.index_folder)
-            for source, pinned in zip(self.config.sources, hashes, strict=True)
-        ]
+
+        def opened() -> list[Manifest]:
+            return [
+                Manifest.open(source.shards, pinned=pinned, index_folder=self.config.index_folder)
+                for source, pinned in zip(self.config.sources, hashes, strict=True)
+            ]
+
+        # Where an index is missing, one process builds it, which may take longer than a collective may wait.
+        manifests = self._agreement.each(opened)
         self._hashes = tuple(hashes)
         self._excluded_rows = tuple(manifest.rows_named(self._excluded_names) for manifest in manifests)
         sizes = [

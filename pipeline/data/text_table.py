@@ -18,8 +18,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.format import sample_key
-from pipeline.data.index import Manifest, name_hash
+from pipeline.data.format import name_hash, sample_key
+from pipeline.data.index import Manifest
 from pipeline.data.order import EpochOrder, mix, permute
 from pipeline.errors import InputError
 

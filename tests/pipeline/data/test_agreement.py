@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.data import storage
+from pipeline.data.agreement import Agreement
 from pipeline.data.sources import SourceConfig
 from pipeline.data.stream import DataConfig, Stream
 from pipeline.errors import PipelineError
@@ -82,6 +85,17 @@ def wrong_input_on_the_first_reaches_both(folder: Path, rank: int) -> Any:
     return outcome(lambda: stream_of(folder / "nowhere" if rank == 0 else folder, rank))
 
 
+def wrong_input_on_the_last_reaches_both(folder: Path, rank: int) -> Any:
+    no_folder = folder / "manifest.parquet"
+    return outcome(lambda: stream_of(folder, rank, index_folder=no_folder if rank == 1 else None))
+
+
+def opening_has_no_time_limit(folder: Path, rank: int) -> Any:
+    agreement = Agreement(2)
+    agreement._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    return agreement.each(lambda: time.sleep(2.5 * rank) or "opened")  # type: ignore[func-returns-value]
+
+
 def the_end_of_one_stops_the_other(folder: Path, rank: int) -> Any:
     batches = iter(stream_of(folder, rank))
     if rank == 1:
@@ -95,6 +109,8 @@ CASES = [
     a_broken_file_system_on_one_stops_both,
     a_killed_worker_of_one_stops_both,
     wrong_input_on_the_first_reaches_both,
+    wrong_input_on_the_last_reaches_both,
+    opening_has_no_time_limit,
     the_end_of_one_stops_the_other,
 ]
 
@@ -121,7 +137,7 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
     for process in ranks:
         process.start()
     answers: list[list[Any]] = [[], []]
-    for rank, number in [(0, 6), (1, 5)]:
+    for rank, number in [(0, 8), (1, 7)]:
         for _ in range(number):
             assert pipes[rank][0].poll(120), f"rank {rank} hangs in {CASES[len(answers[rank])].__name__}"
             answers[rank].append(pipes[rank][0].recv())
@@ -129,10 +145,12 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
         process.join(30)
     named = [member["key"], f"{written.folder}/shards/000001.tar", "media_changed"]
     assert answers[0][0] == ([named], 0) and answers[1][0] == ([named], 1)
-    for case in range(1, 5):
+    for case in range(1, 7):
         assert answers[0][case] == answers[1][case], CASES[case].__name__
     assert answers[0][1].startswith("RunError: 1 bad samples in 6")
     assert "Input/output error (tried 2 times)" in answers[0][2]
     assert answers[0][3].startswith("RunError: a data worker of rank 1 was killed")
     assert answers[0][4].startswith("InputError: ") and "has no manifest.parquet" in answers[0][4]
-    assert answers[0][5].startswith("RunError: another rank went away")
+    assert answers[0][5].startswith("InputError: cannot write the index folder")
+    assert answers[0][6] == "opened"
+    assert answers[0][7].startswith("RunError: another rank went away")

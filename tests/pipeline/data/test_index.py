@@ -1,22 +1,30 @@
 """The index: built once, kept for its manifest, refused when it does not fit."""
 
+import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.data import index
-from pipeline.data.index import Manifest, name_hash
+from pipeline.data import index, index_build
+from pipeline.data.format import name_hash
+from pipeline.data.index import Manifest
+from pipeline.data.manifest_file import manifest_facts, read_table
 from pipeline.errors import InputError
 
 MakeSet = Callable[..., Any]
 
 
 def test_rows_are_found_where_the_sidecars_say(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "_CHUNK_BITS", 2)  # several Arrow batches, of which one spans two shards
+    for module in (index, index_build):
+        monkeypatch.setattr(module, "CHUNK_BITS", 2)  # several Arrow batches, of which one spans two shards
     written = make_set([3, 5, 1, 4])
     manifest = Manifest.open(written.folder)
     expected = [
@@ -36,7 +44,7 @@ def test_what_was_read_is_let_go_of_at_once(make_set: MakeSet) -> None:
     content = Path(make_set([3]).folder, "shards/000000.parquet").read_bytes()
     before = sys.getrefcount(content)
     for columns in (["key"], None) * 50:
-        assert index.read_table(content, columns).num_rows == 3
+        assert read_table(content, columns).num_rows == 3
         assert sys.getrefcount(content) == before
 
 
@@ -52,11 +60,11 @@ def test_the_index_is_built_once_and_a_killed_build_is_swept_away(make_set: Make
     made = (folder / first.hash / "samples.arrow").stat().st_mtime_ns
     Manifest.open(written.folder)
     assert (folder / first.hash / "samples.arrow").stat().st_mtime_ns == made
-    (folder / f".building_{index.socket.gethostname()}_old").mkdir()
+    (folder / f".building_{first.hash}_left").mkdir()
     written.add_shard([type(written.clips[0])(number) for number in (8, 9)])
     second = Manifest.open(written.folder)
     assert len(second) == 5 and len(Manifest.open(written.folder, pinned=first.hash)) == 3
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted([first.hash, second.hash])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([first.hash, second.hash])
 
 
 def test_the_index_may_lie_elsewhere(make_set: MakeSet, tmp_path: Path) -> None:
@@ -79,3 +87,78 @@ def test_a_set_without_samples_is_wrong_input(make_set: MakeSet) -> None:
     written.write_manifest()
     with pytest.raises(InputError, match="has no samples"):
         Manifest.open(written.folder)
+
+
+def test_others_wait_for_the_one_that_builds_and_say_so(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = make_set([3, 2])
+    started, go_on = threading.Event(), threading.Event()
+    builds: list[str] = []
+    real = index_build.write_index
+
+    def slow(target: Path, *arguments: Any, **options: Any) -> None:
+        builds.append(target.name)
+        started.set()
+        assert go_on.wait(60)
+        real(target, *arguments, **options)
+
+    monkeypatch.setattr(index_build, "write_index", slow)
+    monkeypatch.setattr(index_build, "_REPORT_S", 0.0)
+    with ThreadPoolExecutor(3) as pool, caplog.at_level("INFO", "clip_vip"):
+        first = pool.submit(Manifest.open, written.folder)
+        assert started.wait(60)
+        others = [pool.submit(Manifest.open, written.folder) for _ in range(2)]
+        while not any("waits for the index" in record.message for record in caplog.records):
+            time.sleep(0.01)
+        assert not any(other.done() for other in others)
+        go_on.set()
+        assert [len(one.result()) for one in (first, *others)] == [5, 5, 5]
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize("holder", ["process 0 on another", "process 4194305 on {host}"])
+def test_a_builder_that_is_dead_is_followed_by_another(make_set: MakeSet, holder: str) -> None:
+    written = make_set([3])
+    root = written.folder / "index"
+    root.mkdir()
+    lease = root / f".builder_{manifest_facts(str(written.folder))['manifest_hash']}"
+    lease.write_text(holder.format(host=socket.gethostname()))
+    os.utime(lease, (time.time() - 1000,) * 2)
+    manifest = Manifest.open(written.folder)
+    assert [path.name for path in root.iterdir()] == [manifest.hash]
+
+
+def test_a_builder_whose_lease_was_taken_does_no_harm(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stood still for long: another took the lease, swept its folder away, and was first."""
+    written = make_set([3])
+    real = index_build.write_index
+
+    def overtaken(target: Path, *arguments: Any, **options: Any) -> None:
+        real(target, *arguments, **options)
+        monkeypatch.setattr(index_build, "write_index", real)
+        (target.parent / f".builder_{target.name.split('_')[1]}").unlink()
+        assert len(Manifest.open(written.folder)) == 3
+
+    monkeypatch.setattr(index_build, "write_index", overtaken)
+    assert len(Manifest.open(written.folder)) == 3
+    assert len(list((written.folder / "index").iterdir())) == 1
+
+
+@pytest.mark.heavy
+def test_processes_build_what_one_process_builds(make_set: MakeSet, tmp_path: Path, monkeypatch: Any) -> None:
+    written = make_set([1] * 9, videos=2)
+    alone = Manifest.open(written.folder, index_folder=tmp_path / "alone")
+    monkeypatch.setattr(index_build, "_RUN", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    shared = Manifest.open(written.folder, index_folder=tmp_path / "shared")
+    for name in ("samples.arrow", "shards.arrow"):
+        assert (alone.index / name).read_bytes() == (shared.index / name).read_bytes()
+
+
+def test_the_command_builds_the_index(make_set: MakeSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = make_set([3, 2])
+    assert index.main([str(written.folder), f"index_folder={tmp_path / 'here'}"]) == 0
+    assert "5 samples in 2 shards" in capsys.readouterr().out
+    with pytest.raises(InputError, match="the first argument must be a shard set"):
+        index.main(["index_folder=x"])
