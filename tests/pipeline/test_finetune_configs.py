@@ -1,12 +1,13 @@
 """The eight recipes: valid, and equal to the published numbers."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load_config
 from pipeline.errors import InputError
-from pipeline.evaluate import EvaluateConfig
+from pipeline.evaluate import EvaluateConfig, parse_arguments
 from pipeline.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2] / "configs"
@@ -38,6 +39,24 @@ def test_recipe_has_the_published_numbers(cell: str) -> None:
         assert (one.num_frames, one.num_text_tokens) == (frames, tokens)
     # A paragraph is one text; the two others may have several rows of a video.
     assert (config.data.sources[0].texts is not None) == cell.startswith(("msrvtt", "lsmdc"))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_commands_of_a_recipe_evaluate_what_it_chose(
+    cell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of the commands at its top: the checkpoint that won on the validation split, where there is one."""
+    recipe = ROOT / "finetune" / f"{cell}.yaml"
+    config = load_config(TrainConfig, [recipe])
+    program = "#   python -m pipeline.evaluate "
+    (command,) = [line for line in recipe.read_text().splitlines() if line.startswith(program)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / config.run_folder).mkdir(parents=True)
+    checkpoint, evaluated = parse_arguments(shlex.split(command.removeprefix(program)))
+    assert checkpoint == config.run_folder
+    assert evaluated.which == ("last" if config.evaluation.best_metric is None else "best")
+    (chosen,) = evaluated.sets.values()
+    assert (chosen.num_frames, chosen.num_text_tokens) == (config.data.num_frames, config.data.num_text_tokens)
 
 
 def test_choosing_on_the_test_split_needs_an_option_that_says_so() -> None:
