@@ -87,7 +87,7 @@ def test_the_shipped_recipe_has_a_plan_before_there_are_data(capsys):
     """The command of the README, on a machine with nothing: three epochs of HD-VILA-100M, and it says so."""
     assert plan_main(["configs/pretrain/b32.yaml", "--gpus", "64", "--gpu", "h100"]) == 0
     printed = capsys.readouterr().out
-    assert "if an epoch has the 92,000,000 clips of HD-VILA-100M: data/shards/hdvila_train cannot be counted" in printed
+    assert "if an epoch has the 92,000,000 clips of HD-VILA-100M: data/shards/hdvila cannot be counted" in printed
     # By hand: 3 x 92 M clips x 374 GFLOP over 45% of 989 TFLOP/s.
     (hours,) = re.findall(r"([\d.]+) GPU-hours", printed)
     assert float(hours) == pytest.approx(3 * 92e6 * 374e9 / (0.45 * 989e12) / 3600, rel=0.01)

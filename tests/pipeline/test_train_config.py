@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import load_config, read_yaml
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import RISING, recall_metrics
 from pipeline.train_config import TrainConfig
 from tests.pipeline.tiny import write_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def load(folder: Path, *overrides: str, **changes: Any) -> TrainConfig:
@@ -60,3 +62,9 @@ def test_rising_metrics_are_metrics() -> None:
 
     names = {name for direction in ("t2v", "v2t") for name in recall_metrics(np.ones(3), direction)}
     assert names - set(RISING) == {"t2v_mdr", "t2v_mnr", "v2t_mdr", "v2t_mnr"}
+
+
+def test_pretraining_reads_what_the_shard_jobs_write() -> None:
+    written = read_yaml(CONFIGS / "preprocess" / "hdvila.yaml")["output"]
+    config = load_config(TrainConfig, [CONFIGS / "pretrain" / "b32.yaml"])
+    assert [source.shards for source in config.data.sources] == [written]
