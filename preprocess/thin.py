@@ -125,6 +125,9 @@ def needed_packets(source: av.container.InputContainer, stream: av.VideoStream, 
             break
         if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt or packet.pts < zero:
             raise OddPacket("a packet without times, or that is not shown")
+        if packet.has_sidedata("new_extradata"):
+            # NUT has no place for the parameters of another sample entry: what follows would be read with the old ones.
+            raise OddPacket("another sample entry")
         time = packet.pts - zero
         packet.pts, packet.dts = time, packet.dts - zero
         bisect.insort(times, time)
