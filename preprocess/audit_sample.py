@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.data.format import SAMPLE_JSON_FIELDS, sample_key
 from pipeline.data.frames import DamagedMedia, open_clip_bytes
-from preprocess.texts import clean_text
+from preprocess.records import clean_text
 
 
 def sample_problems(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.errors import InputError
-from preprocess.texts import clean_text
+from preprocess.records import clean_text
 
 Captioner = Callable[[Sequence[np.ndarray], Sequence[str]], list[str | None]]
 """(images uint8 [H, W, 3], clip ids) -> texts."""

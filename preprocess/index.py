@@ -25,8 +25,7 @@ from preprocess.failures import FailureTable
 from preprocess.merge import published_shards, summarise_shards
 from preprocess.pack import write_sidecar
 from preprocess.publish import publish, remove_leftovers, temporary_path
-from preprocess.records import Failure
-from preprocess.texts import clean_text
+from preprocess.records import Failure, clean_text
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -18,7 +18,7 @@ from pipeline.config import Section
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows
-from preprocess.records import Clip, Failure, Video
+from preprocess.records import Clip, Failure, Video, clean_text
 
 MAX_ID_CHARS = 1024
 _MAX_TIME_S = 1e7
@@ -164,7 +164,7 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
     if problem := _clip_id_problem(clip_id):
         yield Failure(str(clip_id), str(video_id), Reason.CLIP_ID_INVALID, problem)
         return
-    subtitle, caption = _text(row, columns.subtitle), _text(row, columns.caption)
+    subtitle, caption = (clean_text(row.get(name)) if name else None for name in (columns.subtitle, columns.caption))
     outcome = _with_span(str(clip_id), str(video_id), start, end, subtitle, caption)
     yield outcome if isinstance(outcome, Failure) else Video(str(video_id), (outcome,))
 
@@ -177,11 +177,6 @@ def _default_id(video_id: Any, start: Any) -> str:
         return f"{video_id}.{round(parse_time(start) * 1000)}.mp4"
     except (ValueError, OverflowError):
         return f"{video_id}.{start}.mp4"
-
-
-def _text(row: dict[str, Any], column: str) -> str | None:
-    value = row.get(column) if column else None
-    return value if isinstance(value, str) and value.strip() else None
 
 
 def _video_id_problem(video_id: Any) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import lmdb
 from pydantic import field_validator
@@ -21,7 +21,7 @@ from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows, table_kind
 from preprocess.publish import sole_writer
-from preprocess.records import Clip
+from preprocess.records import Clip, clean_text
 from preprocess.subtitle_files import SubtitleFiles
 from preprocess.text_index import TextIndex, build_index
 
@@ -124,13 +124,6 @@ def index_folder(path: Path, output: Path) -> Path:
     facts = path.stat()
     text = f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
     return output / "plan" / "texts" / f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def clean_text(value: Any) -> str | None:
-    """`value` as one line of text; None for anything that says nothing."""
-    if not isinstance(value, str):
-        return None
-    return " ".join(value.replace("\0", " ").split()) or None
 
 
 def id_variants(clip_id: str) -> tuple[str, str]:

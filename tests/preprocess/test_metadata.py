@@ -141,13 +141,22 @@ def test_tables(tmp_path: Path) -> None:
     for clips, failures in answers:
         assert not failures
         assert (clips["a.x"].start_s, clips["a.x"].end_s, clips["a.x"].caption) == (1.5, 4.0, None)
-        assert clips["a.x"].subtitle is not None and clips["a.x"].subtitle.strip() == "hello"
+        assert clips["a.x"].subtitle == "hello"
         assert (clips["b.x"].start_s, clips["b.x"].end_s, clips["b.x"].subtitle, clips["b.x"].caption) == (
             1,
             2,
             None,
             "cap",
         )
+
+
+def test_texts_in_the_metadata_are_one_line_of_valid_text(tmp_path: Path) -> None:
+    """Half an emoji is valid JSON, and no text that could ever be written to a shard."""
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"video_id": "v", "say": "so\\n \\ud83d that", "alt": "\\u0000\\n"}\n')
+    clips, failures = read(path, layout="table", columns={"subtitle": "say", "caption": "alt"})
+    assert not failures
+    assert (clips["v.mp4"].subtitle, clips["v.mp4"].caption) == ("so \ufffd that", None)
 
 
 def test_whole_videos_and_a_missing_column(tmp_path: Path) -> None:
