@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ from pipeline.data.frames import DamagedMedia, open_clip_bytes
 from pipeline.errors import InputError, run_command
 from preprocess.failures import FailureTable
 from preprocess.merge import published_shards, summarise_shards
-from preprocess.pack import write_sidecar
+from preprocess.pack import read_facts, write_sidecar
 from preprocess.publish import publish, remove_leftovers, temporary_path
-from preprocess.records import Failure, clean_text
+from preprocess.records import Failure, clean_text, printable
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -46,14 +47,8 @@ class Members:
 
 def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_from: str) -> dict[str, Any]:
     """Write sidecars and a manifest over all tars below `foreign`; returns the statistics."""
-    tars = {
-        f"shards/{'-'.join(tar.relative_to(foreign).with_suffix('').parts)}": tar
-        for tar in sorted(foreign.rglob("*.tar"))
-    }
-    if not tars:
-        raise InputError(f"{foreign} holds no .tar file")
-    if (output / "plan").exists():
-        raise InputError(f"{output} is a shard set of ours; give the index another folder")
+    tars = _find_tars(foreign)
+    _check_output(foreign, output)
     for name in ("shards", "failures"):
         (output / name).mkdir(parents=True, exist_ok=True)
     for shard in set(published_shards(output)) - set(tars):
@@ -62,6 +57,41 @@ def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_fro
     for shard, tar in tars.items():
         index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from)
     return summarise_shards(output, subtitle_from=subtitle_from, caption_from=caption_from)
+
+
+def _find_tars(foreign: Path) -> dict[str, Path]:
+    """Shard name -> tar, for all tars below `foreign`."""
+    tars: dict[str, Path] = {}
+    for tar in sorted(foreign.rglob("*.tar")):
+        shard = printable(f"shards/{'-'.join(tar.relative_to(foreign).with_suffix('').parts)}")
+        if shard in tars:
+            raise InputError(f"{tars[shard]} and {tar} would share the name {shard}; rename one of them")
+        tars[shard] = tar
+    if not tars:
+        raise InputError(f"{foreign} holds no .tar file")
+    return tars
+
+
+def _check_output(foreign: Path, output: Path) -> None:
+    """Refuse an output in which the index would take the place of anything that no index made."""
+    if (output / "plan").exists():
+        raise InputError(f"{output} is a shard set of ours; give the index another folder")
+    links, source = (output / "shards").resolve(), foreign.resolve()
+    if links.is_relative_to(source) or source.is_relative_to(links):
+        raise InputError(
+            f"the tars in {foreign} and the links in {output}/shards lie in one another; give the index "
+            "a folder outside"
+        )
+    for path in (output / "shards").glob("*"):
+        if (path.suffix == ".tar" and not path.is_symlink()) or (path.suffix == ".parquet" and not _is_ours(path)):
+            raise InputError(f"{path} was made by no index; give the index another folder")
+
+
+def _is_ours(sidecar: Path) -> bool:
+    try:
+        return bool(read_facts(sidecar)["config_hash"] == FOREIGN)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitle_from: str) -> None:
@@ -132,7 +162,7 @@ def _read_runs(tar: Path) -> Iterator[Members]:
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                key, extension = f"{folder}/{stem}" if folder else stem, extension.lower()
+                key, extension = printable(f"{folder}/{stem}" if folder else stem), extension.lower()
                 if current is None or key != current.key or extension in current.places:
                     if current is not None:
                         yield current
@@ -161,8 +191,8 @@ def describe(sample: Members, stream: Any, *, caption_from: str, subtitle_from: 
     places = {name: sample.places.get(name, (-1, 0)) for name in ("json", "txt")}
     return {
         "key": sample.key,
-        "clip_id": str(facts.get("clip_id") or facts.get("key") or sample.key),
-        "video_id": str(facts.get("video_id") or facts.get("videoID") or ""),
+        "clip_id": printable(str(facts.get("clip_id") or facts.get("key") or sample.key)),
+        "video_id": printable(str(facts.get("video_id") or facts.get("videoID") or "")),
         "offset": sample.offset,
         "size": sample.end - sample.offset,
         "media_ext": extension,
@@ -200,9 +230,10 @@ class _Texts:
 
 def _duration_s(facts: dict[str, Any]) -> float:
     try:
-        return float(facts["end_s"]) - float(facts["start_s"])
-    except (KeyError, TypeError, ValueError):
+        duration_s = float(facts["end_s"]) - float(facts["start_s"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return 0.0
+    return duration_s if math.isfinite(duration_s) else 0.0
 
 
 def _read(stream: Any, place: tuple[int, int]) -> bytes:

@@ -135,3 +135,64 @@ def test_a_second_index_follows_the_folder_and_never_enters_a_set_of_ours(foreig
     (tmp_path / "ours" / "plan").mkdir(parents=True)
     with pytest.raises(InputError, match="another folder"):
         index_folder(foreign, tmp_path / "ours", caption_from="txt", subtitle_from="")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_links_never_take_the_place_of_the_tars_they_lead_to(foreign: Path, tmp_path: Path) -> None:
+    """OUTPUT/shards is the foreign folder, lies in it, or holds it; by whatever name."""
+    shards = foreign.rename(tmp_path / "shards")
+    before = contents(shards)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "shards").symlink_to(shards)
+    for start, output in (
+        (shards, tmp_path),
+        (shards, tmp_path / "other"),
+        (shards, shards / "index"),
+        (shards / "part1", tmp_path),
+    ):
+        with pytest.raises(InputError, match="lie in one another"):
+            index_folder(start, output, caption_from="txt", subtitle_from="")
+    assert contents(shards) == before
+
+
+def test_an_output_with_tars_of_its_own_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """video2dataset lays a parquet file beside each tar, as we do."""
+    for name, files in {"both": ["a.tar", "a.parquet"], "tar": ["a.tar"], "table": ["a.parquet"]}.items():
+        shards = tmp_path / name / "shards"
+        shards.mkdir(parents=True)
+        for file in files:
+            (shards / file).write_bytes(b"somebody's")
+        with pytest.raises(InputError, match="made by no index"):
+            index_folder(foreign, tmp_path / name, caption_from="txt", subtitle_from="")
+        assert contents(shards) == dict.fromkeys(files, b"somebody's")
+
+
+def test_two_tars_never_share_a_name(foreign: Path, tmp_path: Path) -> None:
+    (foreign / "part1-00001.tar").write_bytes((foreign / "00000.tar").read_bytes())
+    with pytest.raises(InputError, match=r"part1/00001\.tar and .*part1-00001\.tar would share the name"):
+        index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), b"{}"),
+        ("z.jpg", b'{"clip_id": "\\ud83d", "video_id": "\\ud83d"}'),
+        ("z.jpg", b'{"start_s": 0, "end_s": 1' + b"0" * 400 + b"}"),
+        ("z.jpg", b'{"start_s": 0, "end_s": NaN}'),
+        ("z.jpg", b'{"start_s": 0, "end_s": 1e999}'),
+    ],
+    ids=["stray byte in a name", "half a character in an id", "400 digits", "NaN", "infinity"],
+)
+def test_odd_facts_harm_nothing(foreign: Path, tmp_path: Path, name: str, facts: bytes) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, format="JPEG")
+    with tarfile.open(foreign / "00002.tar", "w") as tar:
+        add(tar, name, picture.getvalue())
+        add(tar, "z.json", facts)
+    stats = index_folder(foreign, tmp_path / "out", caption_from="txt", subtitle_from="")
+    assert (stats["num_delivered"], stats["hours"]) == (4, 0)
+    json.loads((tmp_path / "out" / "stats.json").read_text(), parse_constant=pytest.fail)
