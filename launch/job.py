@@ -22,6 +22,8 @@ from launch.rendezvous import Place, SickNodes, meet, read_place
 from launch.run_folder import JobFolder
 from pipeline.errors import PipelineError
 
+VISIBLE_DEVICES = "LAUNCH_VISIBLE_DEVICES"
+"""What CUDA_VISIBLE_DEVICES was where --cluster local was started."""
 Kind = Literal["shards", "merge", "pretrain", "finetune", "evaluate"]
 
 
@@ -57,6 +59,8 @@ def run_work(work: Work, settings: TaskSettings) -> int:
     """Called by submitit in every task."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
+    if os.environ.get(VISIBLE_DEVICES):
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
     place = read_place()
     set_rank_environment(place)
     code, error, sick = run_entry(work, settings, place)

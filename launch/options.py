@@ -1,6 +1,7 @@
 """The command line that all launchers share.
 
-    options = parse_options(argv, program="slurm_pretrain.py", about=..., default_config="configs/pretrain/b32.yaml")
+    parser = make_parser("slurm_pretrain.py", ABOUT, "configs/pretrain/b32.yaml")
+    options = parse_options(parser, argv)
 
 Paths given on the command line are relative to where the user stands; paths inside configs, and in key=value overrides,
 to the checkout, because that is where jobs run.
@@ -156,8 +157,13 @@ def _check_elsewhere(given: dict[str, Any], site: ClusterConfig) -> ClusterConfi
         import torch
 
         present = torch.cuda.device_count()
-        if site.gpus_per_node > present:
-            site = site.model_copy(update={"gpus_per_node": present})
+        nodes = 1 if cluster == "debug" else given["nodes"] or 1
+        if present and nodes > present:
+            raise InputError(
+                f"--nodes {nodes} share the {present} GPUs of this machine; give fewer, or --gpus-per-node 0"
+            )
+        most = min(present, 1) if cluster == "debug" else present // nodes
+        site = site.model_copy(update={"gpus_per_node": min(site.gpus_per_node, most)})
     return site
 
 

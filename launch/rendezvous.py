@@ -3,13 +3,14 @@
 The address goes through a file in the run folder, which all nodes share. The port is held from the moment it is
 chosen, so two jobs on one node cannot meet on it. The same store then serves torch.distributed (`env://`).
 
-    with_store = meet(place, file=..., timeout_s=600, interface="ib0")
+    store = meet(place, folder=run_folder / "jobs" / "rendezvous", timeout_s=600, interface="ib0")
 """
 
 import os
 import socket
 import struct
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,9 @@ from typing import Any
 
 from launch.run_folder import read_json, write_json
 from pipeline.errors import RunError
+
+LOCAL_JOB = "LAUNCH_LOCAL_JOB"
+"""Environment: the name of a start with --cluster local."""
 
 
 class SickNodes(RunError):
@@ -64,7 +68,8 @@ def read_place() -> Place:
             restart=int(env.get("SLURM_RESTART_COUNT", "0")),
         )
     rank, world_size = int(env.get("SUBMITIT_LOCAL_GLOBALID", "0")), int(env.get("SUBMITIT_LOCAL_NTASKS", "1"))
-    job = env.get("SUBMITIT_LOCAL_JOB_ID", f"debug{os.getpid()}")
+    # A process id comes again, in a fresh container at once: files of another start must not be taken for ours.
+    job = env[LOCAL_JOB] if "SUBMITIT_LOCAL_NTASKS" in env else f"debug-{uuid.uuid4().hex[:8]}"
     host = socket.gethostname()
     return Place(rank, world_size, rank, world_size, host, (host,), job, 0)
 

@@ -5,6 +5,7 @@ events/<job>.jsonl             a row per start and end of a job: step, exit code
 exits/<job>.<restart>.<rank>   the error of a rank that failed
 preflight/<job>.<restart>      per-rank timings
 <job>_submission.sh            the sbatch script      <job>_<rank>_log.out    output, one file a rank
+local-<token>/                 the same of a start on this machine: its process id may come again, its token does not
 
 folder = JobFolder(Path("runs/b32")); folder.events("1234")
 """
@@ -78,7 +79,12 @@ class JobFolder:
 
     def log(self, job: str, rank: int = 0) -> Path:
         """The output of one rank."""
-        return self.path / f"{job}_{rank}_log.out"
+        of_this_machine = next((self.path / job).glob(f"*_{rank}_log.out"), None)
+        return of_this_machine or self.path / f"{job}_{rank}_log.out"
+
+    def has_result(self, job: str, rank: int) -> bool:
+        """Whether a task of this machine came to its end; submitit leaves a file for every task that did."""
+        return any((self.path / job).glob(f"*_{rank}_result.pkl"))
 
 
 def progress_mark(pattern: str) -> str:

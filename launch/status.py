@@ -52,7 +52,7 @@ def job_lines(folder: JobFolder) -> list[str]:
     last = submissions[-1]
     job = str(last["job"])
     if last.get("cluster") == "local":
-        return [f"job         local {job} ({last['kind']}, {last['tasks']} processes): {local_state(folder, last)}"]
+        return [f"job         {job} ({last['kind']}, {last['tasks']} processes): {local_state(folder, last)}"]
     state = job_states([job]).get(job) or accounted_state(job) or "gone from SLURM"
     lines = [f"job         {job} ({last['kind']}, {last['nodes']} nodes): {state}"]
     events = folder.array_events(job)
@@ -67,14 +67,14 @@ def job_lines(folder: JobFolder) -> list[str]:
 
 
 def local_state(folder: JobFolder, submission: Row) -> str:
-    """What became of a job of this machine: submitit leaves a file for every task that came to its end."""
+    """What became of a job of this machine."""
     job = str(submission["job"])
     exits = folder.exits(job, 0)
     if exits:
         return f"failed: {exits[0]['error']}"
-    if all((folder.path / f"{job}_{rank}_result.pkl").exists() for rank in range(submission["tasks"])):
+    if all(folder.has_result(job, rank) for rank in range(submission["tasks"])):
         return "ended"
-    return "running" if Path(f"/proc/{job}").exists() else "killed; the same command goes on"
+    return "running" if Path(f"/proc/{submission['pid']}").exists() else "killed; the same command goes on"
 
 
 def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]:

@@ -1,7 +1,7 @@
 """From a piece of work to a job: by submitit to SLURM, as processes of this machine, or in this process.
 
 job = Job(work, resources, name="b32")
-print(batch_script(job, site, code=...))           # what --dry-run shows
+print(batch_script(job, site))                     # what --dry-run shows
 job_id = submit(job, site, after=["1234"])         # SLURM
 code = run_local(job, site)                        # waits
 """
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.cluster import ROOT, ClusterConfig, Resources, minutes_of, sbatch_parameters
-from launch.job import TaskSettings, Work, run_work
+from launch.job import VISIBLE_DEVICES, TaskSettings, Work, run_work
+from launch.rendezvous import LOCAL_JOB
 from launch.run_folder import JobFolder
 from launch.script import setup_lines
 from launch.snapshot import snapshot_folder, take_snapshot
@@ -136,8 +138,11 @@ def run_local(job: Job, site: ClusterConfig) -> int:
 
 def _run_locally(work: Work, resources: Resources, site: ClusterConfig) -> int:
     folder = JobFolder(work.run_folder)
+    name = f"local-{uuid.uuid4().hex[:8]}"
     os.environ |= site.env | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    executor = submitit.LocalExecutor(folder=folder.path, python=site.python)
+    # submitit numbers the GPUs of a task from 0 on, whatever it may see.
+    os.environ |= {LOCAL_JOB: name, VISIBLE_DEVICES: os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+    executor = submitit.LocalExecutor(folder=folder.path / name, python=site.python)
     executor.update_parameters(
         nodes=1,
         tasks_per_node=resources.num_tasks,
@@ -145,18 +150,18 @@ def _run_locally(work: Work, resources: Resources, site: ClusterConfig) -> int:
         timeout_min=minutes_of(site.time),
         signal_delay_s=site.signal_lead_s,
         stderr_to_stdout=True,
-        setup=site.setup,
+        # With a trap the shell stays, and is the parent that submitit's tasks look for; bash would become its command.
+        setup=["trap : EXIT", *site.setup] if site.setup else [],
     )
     settings = TaskSettings(preflight=site.preflight, interface=site.interface)
     job = executor.submit(run_work, work, settings)
-    row: dict[str, Any] = {"job": job.job_id, "kind": work.kind, "cluster": "local", "tasks": resources.num_tasks}
-    folder.add_submission(row | {"command": sys.argv})
-    return _watch_local(job, folder, resources.num_tasks)
+    row: dict[str, Any] = {"job": name, "kind": work.kind, "cluster": "local", "tasks": resources.num_tasks}
+    folder.add_submission(row | {"pid": job.job_id, "command": sys.argv})
+    return _watch_local(job._process, name, folder, resources.num_tasks)
 
 
-def _watch_local(job: Any, folder: JobFolder, num_tasks: int) -> int:
+def _watch_local(controller: "subprocess.Popen[bytes]", name: str, folder: JobFolder, num_tasks: int) -> int:
     """Show rank 0's output until the tasks are gone. A signal to us goes to every task, which saves and leaves."""
-    controller: subprocess.Popen[bytes] = job._process
 
     def forward(number: int, _: FrameType | None) -> None:
         if controller.poll() is None:
@@ -167,10 +172,10 @@ def _watch_local(job: Any, folder: JobFolder, num_tasks: int) -> int:
     try:
         while True:
             running = controller.poll() is None
-            shown = _show(folder.log(job.job_id), shown)
+            shown = _show(folder.log(name), shown)
             if not running:
                 break
-            if failed_at is None and folder.exits(job.job_id, 0):
+            if failed_at is None and folder.exits(name, 0):
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > 15:
                 controller.send_signal(signal.SIGINT)  # one rank failed; the others wait for it in vain
@@ -178,16 +183,14 @@ def _watch_local(job: Any, folder: JobFolder, num_tasks: int) -> int:
             time.sleep(0.2)
     finally:
         signal.signal(signal.SIGTERM, before)
-    exits = folder.exits(job.job_id, 0)
+    exits = folder.exits(name, 0)
     if exits:
         print(f"rank {exits[0]['rank']} failed first: {exits[0]['error']}", file=sys.stderr)
-        print(f"its output: {folder.log(job.job_id, exits[0]['rank'])}", file=sys.stderr, flush=True)
+        print(f"its output: {folder.log(name, exits[0]['rank'])}", file=sys.stderr, flush=True)
         return int(exits[0]["code"])
-    lost = [rank for rank in range(num_tasks) if not (folder.path / f"{job.job_id}_{rank}_result.pkl").exists()]
+    lost = [rank for rank in range(num_tasks) if not folder.has_result(name, rank)]
     if lost:
-        raise RunError(
-            f"ranks {lost[:8]} were killed; see {folder.log(job.job_id, lost[0])}, then run the same command"
-        )
+        raise RunError(f"ranks {lost[:8]} were killed; see {folder.log(name, lost[0])}, then run the same command")
     return 0
 
 

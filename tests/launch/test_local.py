@@ -19,7 +19,7 @@ def main(argv):
     from pipeline.errors import InputError
     import torch.distributed as dist
     import torch
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
     facts = {name: os.environ.get(name) for name in names}
     if "--sick" in argv:
         from launch.rendezvous import SickNodes
@@ -69,11 +69,15 @@ def make_job(folder: Path, *words: str, nodes: int = 1) -> Job:
 
 
 @pytest.mark.heavy
-def test_two_nodes_are_two_processes(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_local(make_job(probe, nodes=2), load_site(site_file, {})) == 0
+def test_two_nodes_are_two_processes(
+    probe: Path, site_file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")  # the others belong to somebody else
+    assert run_local(make_job(probe, nodes=2), load_site(site_file, {"setup": ["export FROM_SETUP=1"]})) == 0
     facts = [json.loads((probe / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [fact["RANK"] for fact in facts] == ["0", "1"]
     assert all(fact["WORLD_SIZE"] == "2" and fact["total"] == 2.0 for fact in facts)
+    assert {fact["CUDA_VISIBLE_DEVICES"] for fact in facts} == {"4,5"}
     shown = capfd.readouterr().out
     assert "rank 0 says hello" in shown
     assert "[preflight] 2 ranks on 1 nodes" in shown
@@ -85,6 +89,13 @@ def test_two_nodes_are_two_processes(probe: Path, site_file: str, capfd: pytest.
 def test_the_rank_that_failed_first_is_named(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {})) == 2
     assert "rank 1 failed first: rank 1 does not like this" in capfd.readouterr().err
+    folder = JobFolder(probe / "runs" / "probe")
+    first = folder.submissions()[0]["job"]
+    assert "rank 1 says hello" in folder.log(first, 1).read_text()
+    # The process id may come again; what the first start left must not be taken for the second's.
+    assert run_local(make_job(probe, nodes=2), load_site(site_file, {})) == 0
+    assert folder.submissions()[1]["job"] != first
+    assert folder.exits(first, 0) and not folder.exits(folder.submissions()[1]["job"], 0)
 
 
 def test_debug_runs_here_and_never_prompts(

@@ -79,3 +79,24 @@ def test_memory_is_written_as_slurm_reads_it(site_file: str) -> None:
         assert parse("--site", site_file, "--mem", mem).site.mem == mem
     with pytest.raises(InputError, match="memory per node is written"):
         parse("--site", site_file, "--mem", "lots")
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"),
+    [
+        (["--cluster", "local"], 8),
+        (["--cluster", "local", "--nodes", "2"], 4),
+        (["--cluster", "local", "--nodes", "2", "--gpus-per-node", "2"], 2),
+        (["--cluster", "debug"], 1),
+        (["--cluster", "debug", "--gpus-per-node", "0"], 0),
+    ],
+)
+def test_gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, words: list[str], gpus: int) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert parse_options(make_parser("x.py", "about", None), words).site.gpus_per_node == gpus
+
+
+def test_more_nodes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    with pytest.raises(InputError, match="--nodes 9 share the 8 GPUs of this machine"):
+        parse_options(make_parser("x.py", "about", None), ["--cluster", "local", "--nodes", "9"])

@@ -108,12 +108,14 @@ def test_a_job_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "metrics.jsonl").touch()
     folder = JobFolder(tmp_path)
     alive, gone = os.getpid(), 2**22 + 1  # pid_max is at most 2**22
-    for job, files, state in ((alive, [], "running"), (gone, [0], "killed"), (gone, [0, 1], "ended")):
-        folder.add_submission({"job": job, "kind": "finetune", "cluster": "local", "tasks": 2})
-        for rank in files:
-            (folder.path / f"{job}_{rank}_result.pkl").touch()
+    cases = (("local-a", alive, [], "running"), ("local-b", gone, [0], "killed"), ("local-c", gone, [0, 1], "ended"))
+    for job, pid, ranks, state in cases:
+        folder.add_submission({"job": job, "pid": pid, "kind": "finetune", "cluster": "local", "tasks": 2})
+        for rank in ranks:
+            (folder.path / job).mkdir(exist_ok=True)
+            (folder.path / job / f"{pid}_{rank}_result.pkl").touch()
         assert main([str(tmp_path)]) == 0
-        assert f"local {job} (finetune, 2 processes): {state}" in capsys.readouterr().out
-    folder.add_exit(str(gone), 0, 1, {"time": 1.0, "rank": 1, "code": 1, "error": "disk full"})
+        assert f"{job} (finetune, 2 processes): {state}" in capsys.readouterr().out
+    folder.add_exit("local-c", 0, 1, {"time": 1.0, "rank": 1, "code": 1, "error": "disk full"})
     assert main([str(tmp_path)]) == 0
     assert "failed: disk full" in capsys.readouterr().out
