@@ -20,7 +20,7 @@ from launch.cluster import ROOT, ClusterConfig, Resources
 from launch.job import Work
 from launch.options import Options
 from launch.run_folder import JobFolder
-from launch.scheduler import check_partition, cluster_facts
+from launch.scheduler import check_cluster, cluster_facts
 from launch.start import announce, hold_folder, show_checks
 from launch.submit import Job, batch_script, run_debug, run_local, submit, take_back
 from launch.training import config_key
@@ -68,7 +68,7 @@ def plan_shards(options: Options) -> ShardPlan:
     if per_task < 1 or throttle < 1:
         raise InputError("--shards-per-task and --throttle are at least 1")
     resources = shard_resources(options.site)
-    facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
+    facts = check_cluster(options.site, resources, options.after) if options.cluster == "slurm" else []
     facts += check_disk(config.output.resolve())
     lacking = missing_metadata(config, options.dry_run)
     num_shards, missing = (0, []) if lacking else find_missing(config, options.dry_run)
@@ -139,7 +139,7 @@ def find_missing(config: "PreprocessConfig", dry_run: bool) -> tuple[int, list[i
 
 def array_limit(options: Options) -> int:
     """Most tasks of one array. MaxArraySize 1001 is SLURM's default: indices 0 to 1000."""
-    facts = cluster_facts() if options.cluster == "slurm" else None
+    facts = cluster_facts(options.after) if options.cluster == "slurm" else None
     return options.site.max_array_size or (facts.max_array_size if facts else None) or 1000
 
 

@@ -15,7 +15,7 @@ from launch.cluster import ROOT, training_resources
 from launch.job import Work
 from launch.options import Options, make_parser, parse_options
 from launch.run_folder import JobFolder
-from launch.scheduler import check_partition
+from launch.scheduler import check_cluster
 from launch.start import start
 from launch.submit import Job
 from launch.training import Plan, config_key
@@ -53,7 +53,7 @@ def plan_evaluation(options: Options, checkpoint: Path, to_come: tuple[Path, ...
     resources = training_resources(options.site, options.nodes)
     if config.device == "cuda" and resources.gpus_per_node == 0:
         raise InputError("device is cuda, but the job has no GPUs; give --gpus-per-node, or change it")
-    facts = check_partition(options.site, resources) if options.cluster == "slurm" else []
+    facts = check_cluster(options.site, resources, options.after) if options.cluster == "slurm" else []
     name = options.name or f"evaluate_{checkpoint.stem}"
     run_folder = (options.site.runs_dir / name).resolve()
     text = to_yaml(config)

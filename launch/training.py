@@ -24,7 +24,7 @@ from launch.cluster import ROOT, Resources, minutes_of, training_resources
 from launch.job import Kind, Work
 from launch.options import Options
 from launch.run_folder import JobFolder
-from launch.scheduler import check_partition
+from launch.scheduler import check_cluster
 from launch.submit import Job
 from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError
@@ -68,7 +68,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     facts += check_disk(run_folder)
     facts += check_lead(run_folder, options.site.signal_lead_s, 60 * minutes_of(options.site.time))
     if options.cluster == "slurm":
-        facts += check_partition(options.site, resources)
+        facts += check_cluster(options.site, resources, options.after)
     text = to_yaml(config)
     stop = config.stop_at_step
     last = [run_folder / "COMPLETE"]

@@ -10,6 +10,8 @@ from drill import Bench
         (["--partition", "nowhere"], "no partition 'nowhere' on this cluster; it has batch, urgent"),
         (["--nodes", "9"], "partition batch has 8 nodes, but --nodes is 9"),
         (["--time", "1-00:00:00"], "lets a job run for 60 minutes"),
+        (["--time", "2"], "a job of 120 s is told to save 20 s before its end"),
+        (["--after", "987654321"], "SLURM knows no such job"),
         (["optim.lrr=1"], "optim.lrr: unknown key"),
         (["data.sources=[{shards: /nowhere}]"], "/nowhere holds no manifest.parquet"),
         (["--constraint", "unheard_of"], "sbatch refused the job 'refused'"),

@@ -1,9 +1,12 @@
 """What SLURM's commands say, read from stand-ins."""
 
+from pathlib import Path
+
 import pytest
 
 from launch.cluster import Resources, load_site
-from launch.scheduler import Partition, accounted_state, check_partition, cluster_facts, job_states
+from launch.run_folder import JobFolder
+from launch.scheduler import Partition, accounted_state, check_cluster, cluster_facts, job_states
 from pipeline.errors import InputError
 from tests.launch.conftest import BATCH, cluster
 
@@ -31,6 +34,8 @@ def test_one_call_tells_everything_about_the_cluster(commands, tmp_path) -> None
     ("given", "nodes", "message"),
     [
         ({"partition": "gpu"}, 1, "no partition 'gpu' on this cluster; it has batch, long, old"),
+        ({"partition": "batch,gpu"}, 1, "no partition 'gpu' on this cluster"),
+        ({"partition": "long,old"}, 5, "partition long has 4 nodes, but --nodes is 5"),
         ({"partition": "long"}, 5, "partition long has 4 nodes, but --nodes is 5"),
         ({"partition": "long"}, 4, "lets a job have 3 nodes, but --nodes is 4"),
         ({"time": "2:00:00"}, 1, "lets a job run for 60 minutes, but --time is 2:00:00"),
@@ -39,13 +44,28 @@ def test_one_call_tells_everything_about_the_cluster(commands, tmp_path) -> None
 def test_refusals(commands, site_file: str, given: dict[str, str], nodes: int, message: str) -> None:
     commands(scontrol=SCONTROL)
     with pytest.raises(InputError, match=message):
-        check_partition(load_site(site_file, given), Resources(nodes=nodes))
+        check_cluster(load_site(site_file, given), Resources(nodes=nodes), ())
+
+
+def test_one_of_several_partitions_is_enough(commands, site_file: str) -> None:
+    commands(scontrol=SCONTROL)
+    assert check_cluster(load_site(site_file, {"partition": "long,batch"}), Resources(nodes=8), ()) == []
+
+
+def test_jobs_to_wait_for_must_exist(commands, site_file: str, tmp_path: Path) -> None:
+    jobs = "JobId=41 ArrayJobId=40 ArrayTaskId=3 JobState=RUNNING\nJobId=50 JobState=RUNNING"
+    commands(scontrol=SCONTROL.replace("scontrol: show config", f"{jobs}\nscontrol: show config") + "\nexit 1")
+    site = load_site(site_file, {"runs_dir": str(tmp_path)})
+    JobFolder(tmp_path / "b32").add_submission({"job": "30"})
+    assert check_cluster(site, Resources(), ("40", "40_3", "50", "30")) == [], "30 has ended and is remembered"
+    with pytest.raises(InputError, match="--after 60: SLURM knows no such job"):
+        check_cluster(site, Resources(), ("50", "60"))
 
 
 def test_findings(commands, site_file: str) -> None:
     commands(scontrol=SCONTROL)
-    assert check_partition(load_site(site_file, {}), Resources(nodes=8)) == []
-    assert "not up" in check_partition(load_site(site_file, {"partition": "old"}), Resources())[0]
+    assert check_cluster(load_site(site_file, {}), Resources(nodes=8), ()) == []
+    assert "not up" in check_cluster(load_site(site_file, {"partition": "old"}), Resources(), ())[0]
 
 
 def test_without_slurm_nothing_is_known(commands, site_file: str) -> None:
@@ -53,7 +73,7 @@ def test_without_slurm_nothing_is_known(commands, site_file: str) -> None:
     assert cluster_facts() is None
     assert job_states(["1"]) == {}
     assert accounted_state("1") is None
-    assert "no SLURM answers here" in check_partition(load_site(site_file, {}), Resources())[0]
+    assert "no SLURM answers here" in check_cluster(load_site(site_file, {}), Resources(), ())[0]
 
 
 def test_job_states(commands, capfd: pytest.CaptureFixture[str]) -> None:
