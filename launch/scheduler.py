@@ -92,9 +92,7 @@ def check_cluster(site: ClusterConfig, resources: Resources, after: tuple[str, .
         return ["no SLURM answers here: the partition and its limits are not checked"]
     for job in after:
         if job not in facts.jobs and accounted_state(job) is None and not was_submitted(job, site.runs_dir):
-            raise InputError(
-                f"--after {job}: SLURM knows no such job; correct it, or leave it out if it ended well"
-            )
+            raise InputError(f"--after {job}: SLURM knows no such job; correct it, or leave it out if it ended well")
     known = facts.partitions
     on_gpu = resources.gpus_per_node > 0
     wanted = site.partition if on_gpu else site.cpu_partition or site.partition
