@@ -51,6 +51,8 @@ class TaskSettings:
 
     preflight: PreflightConfig
     interface: str | None
+    has_gpus: bool = False
+    """The job asked for GPUs: a task that sees none is on a sick node."""
     exit_process: bool = True
     """End the process with the entry's exit code, for srun to see; false: return it."""
 
@@ -62,7 +64,7 @@ def run_work(work: Work, settings: TaskSettings) -> int:
     if os.environ.get(VISIBLE_DEVICES):
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
     place = read_place()
-    set_rank_environment(place)
+    set_rank_environment(place, gpu_of(place) if work.distributed else place.local_rank)
     code, error, sick = run_entry(work, settings, place)
     if code:
         row = {"time": time.time(), "rank": place.rank, "node": place.node, "code": code, "error": error}
@@ -76,12 +78,20 @@ def run_work(work: Work, settings: TaskSettings) -> int:
     return code
 
 
-def set_rank_environment(place: Place) -> None:
-    """The variables that torchrun sets."""
+def gpu_of(place: Place) -> int:
+    """The number of this task's GPU among those that it sees: all of the node's, or by some sites' binding its own."""
+    import torch
+
+    visible = torch.cuda.device_count()
+    return place.local_rank % visible if visible else place.local_rank
+
+
+def set_rank_environment(place: Place, local_rank: int) -> None:
+    """The variables that torchrun sets. LOCAL_RANK is what everybody takes for the number of the GPU."""
     os.environ |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),
-        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_world_size),
         "GROUP_RANK": str(place.rank // place.local_world_size),
     }
@@ -113,5 +123,5 @@ def meet_and_check(work: Work, settings: TaskSettings, place: Place) -> Any:
     folder = JobFolder(work.run_folder).path / "rendezvous"
     store = meet(place, folder=folder, timeout_s=settings.preflight.meet_timeout_s, interface=settings.interface)
     if work.kind in ("pretrain", "finetune"):
-        check(place, store, settings.preflight, work.run_folder)
+        check(place, store, settings.preflight, work.run_folder, has_gpus=settings.has_gpus)
     return store

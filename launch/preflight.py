@@ -1,6 +1,6 @@
 """Checks inside the job before it trains: the same versions everywhere, free disk, clocks, and no slow or sick node.
 
-    report = check(place, store, config, run_folder)     # all ranks; raises when the run should not start
+    report = check(place, store, config, run_folder, has_gpus=True)  # all ranks; raises when the run should not start
 
 Every rank times one all-reduce and one matrix product. A node that fails, or whose product takes `slow_factor` times
 the median, is named, and by choice ends the job or is left out after a requeue. `jobs/preflight/` keeps the timings.
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -27,6 +27,10 @@ from launch.run_folder import write_json
 from pipeline.config import Section
 from pipeline.errors import InputError
 
+Value = TypeVar("Value")
+
+WARM_UP_S = 0.5
+"""A GPU that was idle takes some time to reach its clock."""
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pydantic")
 
 
@@ -78,11 +82,14 @@ class Report:
     """The nodes that they are about."""
 
 
-def check(place: Place, store: Any, config: PreflightConfig, run_folder: Path) -> Report | None:
-    """Measure, judge, report. All ranks; the verdict is the same on each."""
+def check(
+    place: Place, store: Any, config: PreflightConfig, run_folder: Path, *, has_gpus: bool = False
+) -> Report | None:
+    """Measure, judge, report. All ranks; the verdict is the same on each, but for a device that fails."""
     if not config.measure:
         return None
-    rows = gather_facts(place, store, config, run_folder)
+    device = own_device(place, has_gpus=has_gpus)
+    rows = gather_facts(place, store, config, run_folder, device)
     report = judge(rows, config)
     stem = run_folder / "jobs" / "preflight" / f"{place.job}.{place.restart}"
     if place.rank == 0:
@@ -142,15 +149,42 @@ def summary(rows: Sequence[RankFacts]) -> str:
     )
 
 
-def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: Path) -> list[RankFacts]:
+def own_device(place: Place, *, has_gpus: bool) -> Any:
+    """This rank's GPU, tried out, or the CPU. A node without its GPUs shows here, before any rank waits for another."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if has_gpus:
+            message = (
+                f"preflight: {place.node} has no GPU that works, though the job asked for GPUs; look at its driver"
+            )
+            raise SickNodes(message, [place.node])
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+    def touch() -> None:
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).item()
+
+    on_sick_node(place, "the first use of a GPU", touch)
+    return device
+
+
+def on_sick_node(place: Place, what: str, action: Callable[[], Value]) -> Value:
+    """What `action` gives on this rank's device; its failure is the node's."""
+    try:
+        return action()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SickNodes(f"preflight: {place.node} failed at {what}: {reason}", [place.node]) from None
+
+
+def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: Path, device: Any) -> list[RankFacts]:
     """Time this rank and exchange the facts of all, in a process group that is gone afterwards."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
-    device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("launch/preflight", store),
@@ -162,7 +196,10 @@ def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: 
         side = config.matrix_px or (8192 if device.type == "cuda" else 512)
         matrix = torch.ones(side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
         block = torch.ones(2**18 if device.type == "cpu" else 2**26, device=device)
-        product_s = time_product(place, matrix, device)
+        warm_up_s = WARM_UP_S if device.type == "cuda" else 0.0
+        product_s = on_sick_node(
+            place, "a matrix product", lambda: best_time(lambda: torch.mm(matrix, matrix), device, warm_up_s=warm_up_s)
+        )
         all_reduce_s = best_time(lambda: dist.all_reduce(block), device)
         mine = RankFacts(
             place.rank, place.node, product_s, all_reduce_s, time.time(), free_space(run_folder), own_versions()
@@ -174,29 +211,25 @@ def gather_facts(place: Place, store: Any, config: PreflightConfig, run_folder: 
     return [RankFacts(**json.loads(text)) for text in texts]
 
 
-def time_product(place: Place, matrix: Any, device: Any) -> float:
-    """Seconds of a matrix product. A broken GPU shows here, before anyone waits for its rank in a collective."""
+def best_time(action: Callable[[], Any], device: Any, *, warm_up_s: float = 0.0, repeats: int = 5) -> float:
+    """Seconds of the fastest of several runs, after one run or more to warm up.
+
+    A collective must be run equally often on every rank: without `warm_up_s`, which counts time.
+    """
     import torch
 
-    try:
-        return best_time(lambda: torch.mm(matrix, matrix), device)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SickNodes(f"preflight: {place.node} failed at a matrix product: {reason}", [place.node]) from None
-
-
-def best_time(action: Callable[[], Any], device: Any, repeats: int = 5) -> float:
-    """Seconds of the fastest of several runs, after one to warm up."""
-    import torch
-
-    times = []
-    for _ in range(repeats + 1):
+    times: list[float] = []
+    began = time.perf_counter()
+    is_warm = False
+    while len(times) < repeats:
         started = time.perf_counter()
         action()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+        if is_warm:
+            times.append(time.perf_counter() - started)
+        is_warm = time.perf_counter() - began >= warm_up_s
+    return min(times)
 
 
 def free_space(run_folder: Path) -> dict[str, float]:

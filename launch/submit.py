@@ -69,6 +69,7 @@ def make_executor(job: Job, site: ClusterConfig, code: Path, after: Sequence[str
     if job.array:
         parameters["array_parallelism"] = job.throttle
     executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+    executor.parameters["wckey"] = None  # submitit's own name, refused where a site enforces its keys
     return executor
 
 
@@ -87,7 +88,7 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
     folder = JobFolder(job.work.run_folder)
     code = take_snapshot(folder.path)
     executor = make_executor(job, site, code, after, condition)
-    settings = TaskSettings(preflight=site.preflight, interface=site.interface)
+    settings = task_settings(job.resources, site)
     try:
         # submitit prints what sbatch says; the error below says it once.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -102,9 +103,19 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
     job_id = str(first.job_id).split("_")[0]
     folder.add_submission(
         {"job": job_id, "kind": job.work.kind, "name": job.name, "nodes": job.resources.nodes, "after": list(after)}
-        | {"tasks": len(job.array) or job.resources.num_tasks, "array": bool(job.array), "command": sys.argv}
+        | {
+            "progress": job.work.progress,
+            "tasks": len(job.array) or job.resources.num_tasks,
+            "array": bool(job.array),
+            "command": sys.argv,
+        }
     )
     return job_id
+
+
+def task_settings(resources: Resources, site: ClusterConfig) -> TaskSettings:
+    """What the tasks of a job need to know."""
+    return TaskSettings(site.preflight, site.interface, has_gpus=resources.gpus_per_node > 0)
 
 
 def take_back(jobs: Sequence[str]) -> None:
@@ -115,8 +126,8 @@ def take_back(jobs: Sequence[str]) -> None:
 
 def run_debug(job: Job, site: ClusterConfig) -> int:
     """Run the work in this process, without submitit, which would end in a debugger's prompt after an error."""
-    os.environ |= site.env
-    settings = TaskSettings(preflight=site.preflight, interface=site.interface, exit_process=False)
+    os.environ |= site.job_env
+    settings = replace(task_settings(job.resources, site), exit_process=False)
     for argv in job.array or (job.work.argv,):
         code = run_work(replace(job.work, argv=argv), settings)
         if code:
@@ -139,7 +150,7 @@ def run_local(job: Job, site: ClusterConfig) -> int:
 def _run_locally(work: Work, resources: Resources, site: ClusterConfig) -> int:
     folder = JobFolder(work.run_folder)
     name = f"local-{uuid.uuid4().hex[:8]}"
-    os.environ |= site.env | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= site.job_env | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     # submitit numbers the GPUs of a task from 0 on, whatever it may see.
     os.environ |= {LOCAL_JOB: name, VISIBLE_DEVICES: os.environ.get("CUDA_VISIBLE_DEVICES", "")}
     executor = submitit.LocalExecutor(folder=folder.path / name, python=site.python)
@@ -153,7 +164,7 @@ def _run_locally(work: Work, resources: Resources, site: ClusterConfig) -> int:
         # With a trap the shell stays, and is the parent that submitit's tasks look for; bash would become its command.
         setup=["trap : EXIT", *site.setup] if site.setup else [],
     )
-    settings = TaskSettings(preflight=site.preflight, interface=site.interface)
+    settings = task_settings(resources, site)
     job = executor.submit(run_work, work, settings)
     row: dict[str, Any] = {"job": name, "kind": work.kind, "cluster": "local", "tasks": resources.num_tasks}
     folder.add_submission(row | {"pid": job.job_id, "command": sys.argv})
@@ -190,7 +201,8 @@ def _watch_local(controller: "subprocess.Popen[bytes]", name: str, folder: JobFo
         return int(exits[0]["code"])
     lost = [rank for rank in range(num_tasks) if not folder.has_result(name, rank)]
     if lost:
-        raise RunError(f"ranks {lost[:8]} were killed; see {folder.log(name, lost[0])}, then run the same command")
+        log = folder.log(name, lost[0])
+        raise RunError(f"ranks {lost[:8]} were killed, see {log}; run the same command again (training: with --resume)")
     return 0
 
 

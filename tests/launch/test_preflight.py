@@ -3,8 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from launch.preflight import PreflightConfig, RankFacts, judge, summary
+from launch import preflight
+from launch.preflight import PreflightConfig, RankFacts, best_time, judge, own_device, summary
+from launch.rendezvous import Place, SickNodes
+
+PLACE = Place(3, 4, 1, 2, "n2", ("n1", "n2"), "7", 0)
 
 CONFIG = PreflightConfig(min_free_gb=10)
 
@@ -66,3 +71,38 @@ def test_what_keeps_a_run_from_starting(change: dict[str, object], message: str)
     rows = [replace(row, **change) if row.node == "n1" else row for row in ranks()]
     report = judge(rows, CONFIG)
     assert (report.fatal, sorted(set(report.failed_nodes))) == ([message], ["n1"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_node_without_its_gpus_is_sick() -> None:
+    assert own_device(PLACE, has_gpus=False).type == "cpu"
+    with pytest.raises(SickNodes, match="n2 has no GPU that works, though the job asked for GPUs") as sick:
+        own_device(PLACE, has_gpus=True)
+    assert sick.value.nodes == ["n2"]
+
+
+def test_a_gpu_that_fails_at_its_first_use_names_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(SickNodes, match="n2 failed at the first use of a GPU: CUDA error: uncorrectable ECC") as sick:
+        own_device(PLACE, has_gpus=True)
+    assert sick.value.nodes == ["n2"]
+
+
+def test_warming_up_takes_its_time_and_collectives_run_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, runs = [0.0], []
+
+    def action() -> None:
+        runs.append(now[0])
+        now[0] += 0.2 if now[0] < 0.5 else 0.1
+
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: now[0])
+    assert best_time(action, torch.device("cpu"), warm_up_s=0.5) == pytest.approx(0.1)
+    assert len(runs) == 3 + 5
+    runs.clear()
+    best_time(action, torch.device("cpu"))
+    assert len(runs) == 1 + 5
