@@ -12,7 +12,7 @@ from launch.run_folder import JobFolder
 from launch.shards import plan_shards, start_shards, submit_shards
 from launch.start import require, show, write_config
 from launch.submit import submit
-from launch.training import Plan, folder_of_finished, plan_training
+from launch.training import Plan, folder_of_finished, plan_training, read_train_config
 from pipeline.errors import InputError
 
 
@@ -56,6 +56,8 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         if kind == "finetune" and trained is not None and not any(word.startswith("init_from=") for word in words):
             words = (*words, f"init_from={trained}")
         mine = replace(options, config=(files[kind],), overrides=words, name=_name(options, kind))
+        # The same chain again goes on; a run of another config is refused all the same.
+        mine = replace(mine, resume=read_train_config(mine).resume != "never")
         done = folder_of_finished(mine)
         if done is not None:
             print(f"nothing is left to do for {kind}: {done}")

@@ -61,7 +61,8 @@ class ClusterConfig(Section):
     env: dict[str, str] = {}
     """Environment of the job: NCCL_*, GLOO_SOCKET_IFNAME, ..."""
     interface: str | None = None
-    """Network interface whose address the ranks meet at; null: the address of the first host's name."""
+    """Network interface whose address the ranks meet at, and that NCCL and gloo use unless `env` says otherwise; null:
+    the address of the first host's name, and whatever NCCL and gloo choose."""
     signal_lead_s: int = Field(default=120, ge=10)
     """Seconds before the time limit at which the job is told to save; SLURM may come up to 60 s earlier."""
     requeue: bool = True
@@ -73,9 +74,15 @@ class ClusterConfig(Section):
     srun_args: list[str] = []
     """More arguments for srun, such as --mpi=none."""
     sbatch: dict[str, str | int | bool] = {}
-    """More sbatch options by their long name, such as {"mail-type": "FAIL"}."""
+    """More sbatch options by their long name, such as {"mail-type": "FAIL"} or {"gpus-per-node": "h100:8"}."""
     preflight: PreflightConfig = PreflightConfig()
     """What is checked inside the job before it trains."""
+
+    @property
+    def job_env(self) -> dict[str, str]:
+        """Environment of the job: that of `interface`, under the site's own."""
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if self.interface else ()
+        return {name: str(self.interface) for name in names} | self.env
 
     @field_validator("mem")
     @classmethod
@@ -159,7 +166,8 @@ def sbatch_parameters(site: ClusterConfig, resources: Resources, *, name: str, s
             f"--cpus-per-task={resources.cpus_per_task}",
             *site.srun_args,
         ],
-        "additional_parameters": more | site.sbatch,
+        # The site's own words replace ours, such as a GPU with its type: {"gpus-per-node": "h100:8"}.
+        "additional_parameters": more | {name.replace("-", "_"): value for name, value in site.sbatch.items()},
     }
 
 

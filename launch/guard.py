@@ -29,6 +29,7 @@ MAX_FUTILE_EXCLUSIONS = 5
 """One whose nodes are sick: it comes back without them, but not for ever."""
 PATIENCE_S = 20.0
 """How long slurmctld may be away: it is restarted now and then, and fails over."""
+AGAIN = "run the same command again (training: with --resume) to go on"
 REQUEUED_BY_SLURM = "SLURM requeued the job itself"
 STOP_CODES = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
 
@@ -80,11 +81,11 @@ def decide(end: Ending) -> Decision:
     # A preemption that cancels requeues nothing by itself; one that requeues will have done so before our request.
     if end.state != "RUNNING" and not timed_out and not end.preempted:
         if end.state == "":
-            return Decision("stop", "SLURM does not answer; run the same command again to go on")
+            return Decision("stop", f"SLURM does not answer; {AGAIN}")
         return Decision("left", "cancelled")
     cause = _cause(end, timed_out)
     if not end.may_requeue:
-        return Decision("stop", f"{cause}; it is not requeued, run the same command again to go on")
+        return Decision("stop", f"{cause}; it is not requeued, {AGAIN}")
     if end.futile >= _patience(end):
         return Decision("stop", f"{cause}, and no progress since the last requeue: something must be put right first")
     return Decision("requeue", cause)
@@ -194,7 +195,7 @@ def requeue(job_id: str, exclude: str) -> Decision | None:
             return Decision("left", REQUEUED_BY_SLURM)
         if time.monotonic() > deadline:
             reason = " ".join(done.stderr.split())
-            return Decision("stop", f"SLURM does not requeue it ({reason}); run the same command again to go on")
+            return Decision("stop", f"SLURM does not requeue it ({reason}); {AGAIN}")
         time.sleep(2.0)
     for _ in range(10 if exclude else 0):
         update = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={exclude}"]

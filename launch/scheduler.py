@@ -8,6 +8,7 @@ None or {} means that SLURM is not here or does not know; nothing here raises, e
 
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -157,10 +158,12 @@ def job_states(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def accounted_state(job: str) -> str | None:
-    """State of a job that SLURM has forgotten, where accounting is on."""
+    """State of a job that SLURM has forgotten, where accounting is on; of an array, how many tasks are in which."""
     text = _ask("sacct", "-n", "-X", "-P", "-j", job, "-o", "State")
-    lines = (text or "").split("\n")
-    return lines[0].strip() or None
+    counts = Counter(line.strip() for line in (text or "").splitlines() if line.strip())
+    if len(counts) < 2:
+        return next(iter(counts), None)
+    return ", ".join(f"{state} {count}" for state, count in counts.most_common())
 
 
 def _ask(*command: str, commands: str = "") -> str | None:

@@ -54,6 +54,6 @@ def setup_lines(site: ClusterConfig, work: Work, code: Path) -> list[str]:
         *site.setup,
         # The job runs this code, also when it starts days later or is requeued after the checkout has changed.
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
-        *(f"export {name}={shlex.quote(value)}" for name, value in site.env.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in site.job_env.items()),
         *guard.strip().splitlines(),
     ]

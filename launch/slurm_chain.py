@@ -5,8 +5,8 @@
 
 Every link may be left out. Overrides start with the name of their link. All links are checked before the first job is
 queued; when one fails, SLURM cancels those that depend on it, and `launch/status.py` of their folders says why. The
-same command goes on with what is left: written shards and finished runs stay as they are; add --resume for a run that
-holds checkpoints.
+same command goes on with what is left: written shards and finished runs stay as they are, and a run that holds
+checkpoints of the same config is resumed.
 """
 
 import sys

@@ -6,6 +6,7 @@ State, step, loss, clips/s, time left, last checkpoint, requeues, slow nodes, an
 import re
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a file: imports begin in the checkout, not in launch/
@@ -53,8 +54,11 @@ def job_lines(folder: JobFolder) -> list[str]:
     job = str(last["job"])
     if last.get("cluster") == "local":
         return [f"job         {job} ({last['kind']}, {last['tasks']} processes): {local_state(folder, last)}"]
-    state = job_states([job]).get(job) or accounted_state(job) or "gone from SLURM"
+    arrays = [row for row in submissions if row.get("array") and not folder.is_over(row)]
+    states = job_states([job, *(str(row["job"]) for row in arrays)])
+    state = states.get(job) or accounted_state(job) or "gone from SLURM"
     lines = [f"job         {job} ({last['kind']}, {last['nodes']} nodes): {state}"]
+    lines += [array_line(folder, row, states.get(str(row["job"]), "gone from SLURM")) for row in arrays]
     events = folder.array_events(job)
     ended = {name: rows[-1] for name, rows in events.items() if rows and rows[-1]["event"] == "ended"}
     for name, row in sorted(ended.items())[:8]:
@@ -66,6 +70,17 @@ def job_lines(folder: JobFolder) -> list[str]:
     return lines + cancelled_lines(folder, last, state)
 
 
+def array_line(folder: JobFolder, submission: Row, state: str) -> str:
+    """How far the tasks of an array are, and how many shards there are by now."""
+    job = str(submission["job"])
+    last = [rows[-1] for name, rows in folder.array_events(job).items() if name != job and rows]
+    done = sum(row["event"] == "ended" and row["action"] == "done" for row in last)
+    failed = sum(row["event"] == "ended" and row["action"] == "stop" for row in last)
+    begun = f"{done} done, {failed} failed, {len(last) - done - failed} begun"
+    written = f"; {len(glob(submission['progress']))} shards written" if submission.get("progress") else ""  # noqa: PTH207
+    return f"array       {job} ({submission['tasks']} tasks): {state}; {begun}{written}"
+
+
 def local_state(folder: JobFolder, submission: Row) -> str:
     """What became of a job of this machine."""
     job = str(submission["job"])
@@ -74,7 +89,11 @@ def local_state(folder: JobFolder, submission: Row) -> str:
         return f"failed: {exits[0]['error']}"
     if all(folder.has_result(job, rank) for rank in range(submission["tasks"])):
         return "ended"
-    return "running" if Path(f"/proc/{submission['pid']}").exists() else "killed; the same command goes on"
+    return (
+        "running"
+        if Path(f"/proc/{submission['pid']}").exists()
+        else "killed; the same command goes on (training: with --resume)"
+    )
 
 
 def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]:

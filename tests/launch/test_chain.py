@@ -7,6 +7,7 @@ import pytest
 from launch.chain import Link, split_overrides
 from launch.run_folder import JobFolder
 from launch.slurm_chain import main, queue
+from pipeline.checkpoint.folder import seal
 from pipeline.config import load_config, to_yaml
 from pipeline.errors import InputError
 from pipeline.model.clip_vip import CLIPViP
@@ -115,3 +116,16 @@ def test_a_chain_that_is_run_again_leaves_out_what_is_finished(
     assert main(words) == 0, "a chain with nothing left"
     with pytest.raises(InputError, match=r"belongs to another config: optim.lr differ"):
         main([*words, "pretrain.optim.lr=1e-9"])
+
+
+def test_a_chain_that_is_run_again_resumes_what_was_begun(
+    commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(scontrol=cluster(BATCH))
+    step = tmp_path / "runs" / "study_pretrain" / "checkpoints" / "step_00000002"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text("{}")
+    seal(step, {"step": 2})
+    words = ["--site", site_file, "--name", "study", "--pretrain", train_file, "--dry-run"]
+    assert main(words) == 0
+    assert "from step_00000002" in capsys.readouterr().out

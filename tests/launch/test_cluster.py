@@ -1,8 +1,12 @@
 """Site files, time limits, and the sbatch parameters that follow."""
 
+from pathlib import Path
+
 import pytest
 
 from launch.cluster import Resources, load_site, minutes_of, sbatch_parameters, training_resources
+from launch.job import Work
+from launch.submit import Job, batch_script
 from pipeline.errors import InputError
 
 
@@ -52,3 +56,18 @@ def test_cpu_jobs_take_the_cpu_partition(site_file: str) -> None:
     assert sbatch_parameters(site, Resources(), name="x", setup=[])["partition"] == "cpu"
     on_gpu = Resources(gpus_per_node=8)
     assert sbatch_parameters(site, on_gpu, name="x", setup=[])["partition"] == "gpu"
+
+
+def test_the_sites_own_sbatch_words_replace_ours(tmp_path: Path) -> None:
+    site = load_site("default", {"sbatch": {"gpus-per-node": "h100:8", "mail-type": "FAIL"}})
+    work = Work("pretrain", tmp_path / "runs" / "x", "pipeline.train", ())
+    script = batch_script(Job(work, training_resources(site, 2), name="x"), site).splitlines()
+    assert [line for line in script if "gpus" in line] == ["#SBATCH --gpus-per-node=h100:8"]
+    assert "#SBATCH --mail-type=FAIL" in script
+    assert not any("wckey" in line for line in script), "submitit's own, which some sites refuse"
+
+
+def test_the_interface_is_also_that_of_nccl_and_gloo() -> None:
+    site = load_site("default", {"interface": "ib0", "env": {"NCCL_SOCKET_IFNAME": "ib1"}})
+    assert (site.job_env["GLOO_SOCKET_IFNAME"], site.job_env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib1")
+    assert "GLOO_SOCKET_IFNAME" not in load_site("default", {}).job_env

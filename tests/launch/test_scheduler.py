@@ -91,3 +91,10 @@ def test_job_states(commands, capfd: pytest.CaptureFixture[str]) -> None:
     )
     assert accounted_state("7") is None
     assert capfd.readouterr().err == "", "no warning from polling reaches the terminal"
+
+
+def test_accounted_states_of_an_array_are_counted(commands) -> None:
+    commands(sacct="echo COMPLETED; echo FAILED; echo COMPLETED")
+    assert accounted_state("9") == "COMPLETED 2, FAILED 1"
+    commands(sacct="echo 'CANCELLED by 0'")
+    assert accounted_state("9") == "CANCELLED by 0"

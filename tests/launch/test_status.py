@@ -90,6 +90,25 @@ def test_a_cancelled_link_says_which_job_failed_before(
     assert f"job 7 in {run_folder} failed before it: disk full" in shown
 
 
+def test_arrays_that_still_run(tmp_path: Path, commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands(squeue="echo '20_3|23|20|RUNNING|None'; echo '30|30|30|PENDING|Dependency'")
+    folder = JobFolder(tmp_path / "shards_hdvila")
+    (tmp_path / "set").mkdir()
+    for number in range(5):
+        (tmp_path / "set" / f"{number:06d}.parquet").touch()
+    array = {"kind": "shards", "nodes": 1, "tasks": 4, "array": True, "progress": str(tmp_path / "set" / "*.parquet")}
+    folder.add_submission(array | {"job": "20"})
+    folder.add_submission({"job": "30", "kind": "merge", "nodes": 1, "tasks": 1, "array": False})
+    for task, action in ((0, "done"), (1, "stop"), (2, "")):
+        folder.add_event(f"20_{task}", {"event": "started", "restart": 0, "nodes": "n1"})
+        if action:
+            folder.add_event(f"20_{task}", {"event": "ended", "action": action, "code": 0, "why": "x", "restart": 0})
+    assert main([str(folder.run_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "30 (merge, 1 nodes): PENDING (Dependency)" in shown
+    assert "array       20 (4 tasks): RUNNING; 1 done, 1 failed, 1 begun; 5 shards written" in shown
+
+
 def test_by_name(
     run_folder: Path, commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
