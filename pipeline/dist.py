@@ -53,6 +53,11 @@ def host_group() -> Any:
     return dist.new_group(backend="gloo", timeout=main._get_backend(device).options._timeout)
 
 
+def default_store() -> Any:
+    """The key-value store through which the ranks found each other."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def gather_values(value: Value, group: Any = None) -> list[Value]:
     """Every rank's (picklable) `value`, in rank order, on every rank; over the main group unless another is given."""
     if not is_initialized():
@@ -71,13 +76,8 @@ def broadcast_value(value: Value, source: int = 0) -> Value:
     return box[0]  # type: ignore[no-any-return]
 
 
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether `flag` is true on at least one rank; the same answer on every rank."""
-    return any_ranks([flag], device)[0]
-
-
 def any_ranks(flags: Sequence[bool], device: torch.device | str = "cpu") -> list[bool]:
-    """`any_rank` for several flags in one collective."""
+    """For each flag whether it is true on at least one rank; the same answer on every rank."""
     if not is_initialized():
         return list(flags)
     votes = torch.tensor([int(flag) for flag in flags], device=device)

@@ -90,7 +90,7 @@ def run_to_the_end(
         if run.progress.step >= run.total_steps and is_main():
             finish_folder(config.run_folder, run.progress.step)
     except PipelineError:
-        run.saver.settle()  # what was begun before the error is good
+        run.saver.settle_alone(config.engine.collective_timeout_s)  # what was begun before the error is good
         raise
     finally:
         if run.metrics is not None:
@@ -218,7 +218,9 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
             config_text=to_yaml(config),
             save_weights=lambda folder, weights: save_model(folder, weights, model_config),
             check_ownership=check_ownership,
+            device=device,
             last_step=progress.step if own else -1,
+            saved_step=progress.step if own else -1,
         ),
         metrics=MetricsFile(config.run_folder / "metrics.jsonl", progress.step) if is_main() else None,
         stop=stop,

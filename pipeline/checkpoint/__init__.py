@@ -13,6 +13,7 @@ runs/<name>/
 
 folder.py    what lies on the disk: names, hashes, intact or not, `latest`, the keep policy
 save.py      every rank writes, all agree that it worked, rank 0 publishes
+vote.py      how they agree, over the store through which they found each other
 restore.py   choose the newest intact checkpoint, load it into the engine
 rng.py       random states
 """

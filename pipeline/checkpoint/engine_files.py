@@ -1,7 +1,7 @@
 """DeepSpeed's file writer, replaced by one that keeps what it is given in memory and writes it later.
 
     writer = SnapshotWriter(); engine.save(folder, tag, writer)      # the state as it is now; no file is touched
-    errors = writer.write()                                          # in a thread, while training goes on
+    facts, errors = writer.write()                                   # in a thread, while training goes on
 
 DeepSpeed's save is a sequence of writes and barriers. A rank that raises in the middle leaves all others waiting for
 ever, and all of them wait for the slowest disk. Here nothing can fail in between but memory, and what fails afterwards
@@ -9,7 +9,9 @@ is noted, so that everyone reaches the vote on success.
 """
 
 import contextlib
+import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,18 +40,22 @@ class SnapshotWriter:
             torch.save(state_dict, content)
         self._files.append((Path(path), content))
 
-    def write(self) -> list[str]:
-        """Write what was kept and let go of it; the errors, one line each."""
-        errors = []
+    def write(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+        """Bring what was kept to the disk and let go of it; size and SHA-256 of each file, and errors of one line."""
+        facts, errors = {}, []
         for path, content in self._files:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "wb") as stream:
                     stream.write(content.getbuffer())
-            except OSError as error:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                digest = hashlib.sha256(content.getbuffer()).hexdigest()
+                facts[path] = {"bytes": content.getbuffer().nbytes, "sha256": digest}
+            except Exception as error:  # whatever it is: the others wait to hear of it
                 errors.append(write_error(error))
         self._files.clear()
-        return errors
+        return facts, errors
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file. This unpickles: only files of our own checkpoints, whose hashes were checked, come here."""

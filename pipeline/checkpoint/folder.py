@@ -97,11 +97,21 @@ def read_complete(folder: Path) -> dict[str, Any]:
     return content
 
 
-def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Bring everything in `folder` to the disk, then write COMPLETE.json: from now on the checkpoint counts."""
-    files = {name: file_fact(folder / name) for name in content_files(folder)}
-    for name in files:
-        _sync(folder / name)
+def seal(folder: Path, facts: dict[str, Any], reported: dict[str, dict[str, Any]] | None = None) -> None:
+    """Bring everything in `folder` to the disk, then write COMPLETE.json: from now on the checkpoint counts.
+
+    `reported` are files that other ranks wrote, synced and hashed, by path below `folder`; each must be there.
+    """
+    files = dict(reported or {})
+    for name, fact in files.items():
+        if (size := (folder / name).stat().st_size) != fact["bytes"]:
+            raise OSError(f"{folder / name} has {size} bytes, {fact['bytes']} were written")
+    for name in content_files(folder):
+        if name not in files:
+            files[name] = file_fact(folder / name)
+            _sync(folder / name)
+    for inner in {(folder / name).parent for name in files} - {folder}:
+        _sync(inner)
     content = facts | {"format": FORMAT_VERSION, "files": files}
     write_atomically(folder / COMPLETE, json.dumps(content | {"seal": _seal_of(content)}, indent=1))
 
@@ -140,6 +150,14 @@ def read_latest(run_folder: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     return named if named.is_dir() and named != run_folder else None
+
+
+def read_best_step(run_folder: Path) -> int | None:
+    """The step of the checkpoint that `best` names, if there is such a file."""
+    try:
+        return step_of(Path((run_folder / BEST).read_text(encoding="utf-8").strip()))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def newest_intact(run_folder: Path) -> tuple[Path | None, list[str]]:

@@ -1,7 +1,7 @@
 """Random states of a rank as a small tensor, so that nothing has to be unpickled: Python, numpy, torch, CUDA.
 
-states = gather_random_states()              # every rank calls; rank 0 gets {"rank_00000": uint8 [n], ...}
-set_random_state(states["rank_00000"])
+state = random_state()              # uint8 [n], JSON
+set_random_state(state)
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.dist import gather_values, rank
+from pipeline.dist import rank
 
 
 def seed_everything(seed: int, rank: int) -> None:
@@ -44,11 +44,6 @@ def set_random_state(state: Tensor) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(facts["torch"]), dtype=torch.uint8))
     if facts["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(facts["cuda"]), dtype=torch.uint8))
-
-
-def gather_random_states() -> dict[str, Tensor]:
-    """Every rank's state by name. All ranks."""
-    return {rank_name(number): state for number, state in enumerate(gather_values(random_state()))}
 
 
 def rank_name(number: int | None = None) -> str:

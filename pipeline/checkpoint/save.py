@@ -1,12 +1,13 @@
 """Save: a snapshot in host memory holds training up; writing it goes on beside the next steps.
 
     at the step border   DeepSpeed's state, whole weights, random states -> host memory
-    in a thread          files into a staging folder -> agree that every rank could write
-      of rank 0          -> COMPLETE.json -> fsync -> rename -> latest -> remove what the keep policy lets go
+    in a thread          files into a staging folder, synced and hashed -> report to rank 0 (vote.py)
+      of rank 0          -> COMPLETE.json over what was reported -> rename -> latest -> remove what the keep policy
+                         lets go -> tell the others
 
-The threads agree over a process group of their own. One save is under way at a time; the last one of a run, and one
-that a signal asked for, is waited for. A write error on one rank reaches all of them in that vote: the checkpoints
-before stay untouched, and a failed save is no reason to stop.
+One save is under way at a time; the last one of a run, and one that a signal asked for, is waited for. A write error on
+one rank reaches all of them in that vote: the checkpoints before stay untouched, and training goes on until
+`max_failures` saves in a row have failed.
 """
 
 import json
@@ -30,6 +31,7 @@ from pipeline.checkpoint.folder import (
     LATEST,
     checkpoint_name,
     list_checkpoints,
+    read_best_step,
     remove_checkpoint,
     seal,
     step_of,
@@ -37,9 +39,10 @@ from pipeline.checkpoint.folder import (
     to_remove,
     write_atomically,
 )
-from pipeline.checkpoint.rng import gather_random_states
+from pipeline.checkpoint.rng import random_state, rank_name
+from pipeline.checkpoint.vote import Ballot
 from pipeline.config import Section
-from pipeline.dist import broadcast_value, gather_values, host_group, is_main, rank, world_size
+from pipeline.dist import any_ranks, broadcast_value, is_main, rank, world_size
 from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.log import logger
@@ -58,6 +61,8 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints stay."""
     keep_every_steps: int = Field(default=0, ge=0)
     """Checkpoints at multiples of this stay for good; 0: none."""
+    max_failures: int = Field(default=20, ge=0)
+    """The run stops when so many saves in a row have failed: what it computes would be lost; 0: it never does."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Snapshot:
     staging: Path
     engine: SnapshotWriter
     weights: dict[str, Tensor]
-    random_states: dict[str, Tensor]
+    random_state: str
+    """Of this rank."""
     state: dict[str, Any]
     stall_s: float
     """How long taking it held up training."""
@@ -87,6 +93,8 @@ class Saver:
     """Writes model.safetensors and model.json into a folder."""
     check_ownership: Callable[[], None]
     """Raises RunError when another run has taken the folder over; asked on rank 0."""
+    device: torch.device | str = "cpu"
+    """Where ranks wait for each other."""
     failures: int = 0
     """Saves that failed in a row."""
     stall_s: float = 0.0
@@ -96,10 +104,11 @@ class Saver:
     last_time: float = field(default_factory=time.monotonic)
     last_step: int = -1
     """The step of the last checkpoint that was begun, or resumed from."""
+    saved_step: int = -1
+    """The step of the last checkpoint that is whole."""
     _thread: threading.Thread | None = None
-
-    def __post_init__(self) -> None:
-        self._group = host_group()
+    _broken: str = ""
+    """Why this rank could not vote."""
 
     def is_due(self, step: int) -> bool:
         """Whether the config asks for a save after `step`, as far as this rank's clock knows."""
@@ -113,12 +122,18 @@ class Saver:
         """Begin to save the run after `step`; with `wait`, also end it. All ranks.
 
         The checkpoint of `best_step` stays whatever the keep policy says, and `best` names it. A failure is logged;
-        then everything saved before is still there.
+        then everything saved before is still there. Raises RunError when too many have failed in a row.
         """
         started = time.monotonic()
         if step != self.last_step:
             self.settle()
             self.ensure_owned()
+            if 0 < self.config.max_failures <= self.failures:
+                raise RunError(
+                    f"{self.failures} saves in a row failed (see the log for the reason); the run stops at step {step} "
+                    f"and would go on from step {self.saved_step}: free space or mend {self.run_folder}, or allow more "
+                    "with checkpoint.max_failures"
+                )
             self.last_step = step
             snapshot = self._snapshot(engine, step, state, best_step)
             self._thread = threading.Thread(target=self._write, args=(snapshot,), daemon=True, name=f"save {step}")
@@ -130,10 +145,26 @@ class Saver:
         self.stall_s = self.last_time - started
 
     def settle(self) -> None:
-        """Wait for the save that is under way, if there is one."""
+        """Wait for the save that is under way, if there is one: however long it takes, while no rank is lost.
+
+        The wait is made of short collectives, which fail when a rank dies. Raises RunError when a rank could not take
+        part in the vote, for which the others would wait in vain. All ranks.
+        """
+        is_waiting = self._thread is not None
+        while is_waiting and self._thread is not None:
+            is_waiting, is_broken = any_ranks([self._thread.is_alive(), bool(self._broken)], self.device)
+            if is_broken:
+                self._thread = None
+                raise RunError(
+                    self._broken or "another rank could not take part in the vote on a checkpoint; see its log"
+                )
+            self._thread.join(0.2)
+        self._thread = None
+
+    def settle_alone(self, limit_s: float) -> None:
+        """The same on the way out after an error, when other ranks may be anywhere: for so long at most."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(limit_s)
 
     def ensure_owned(self) -> None:
         """Raise RunError, on all ranks, when another run has taken the folder over. All ranks."""
@@ -159,7 +190,7 @@ class Saver:
             staging=staging,
             engine=writer,
             weights=engine.whole_weights(),
-            random_states=gather_random_states(),
+            random_state=random_state().numpy().tobytes().decode(),
             state=state,
             stall_s=time.monotonic() - started,
         )
@@ -168,14 +199,19 @@ class Saver:
         """Write and publish; in a thread of every rank."""
         started = time.monotonic()
         try:
-            errors = self._of_all(snapshot.engine.write())
-            errors = errors or self._of_all(_errors_of(lambda: self._write_whole(snapshot)))
-            errors = errors or self._of_all(_errors_of(lambda: self._publish(snapshot)))
-        except RuntimeError as error:  # a rank is gone, as the next step will find as well
-            errors = [f"rank {rank()}: {write_error(error)}"]
+            ballot = Ballot(snapshot.staging.name)
+            facts, errors = snapshot.engine.write()
+            files = {str(path.relative_to(snapshot.staging)): fact for path, fact in facts.items()}
+            ballot.cast({"errors": errors, "files": files, "random_state": snapshot.random_state})
+            if is_main():
+                ballot.announce(self._finish(snapshot, ballot.reports()))
+            errors = ballot.verdict()
+        except Exception as error:  # most likely rank 0 is gone and the store with it, as the next step finds as well
+            self._broken = f"rank {rank()} could not take part in the vote on a checkpoint: {write_error(error)}"
+            errors = [self._broken]
         self.write_s = time.monotonic() - started
         if not errors:
-            self.failures = 0
+            self.failures, self.saved_step = 0, snapshot.step
             taken = f"{snapshot.stall_s:.2f} s of stall, {self.write_s:.1f} s of writing"
             logger.info(f"saved checkpoints/{checkpoint_name(snapshot.step)}: {taken}")
             return
@@ -187,22 +223,33 @@ class Saver:
             "on, the checkpoints before are intact; free space or fix the folder before the run is needed"
         )
 
-    def _of_all(self, errors: list[str]) -> list[str]:
-        """The errors of all ranks, with the rank's number, on every rank."""
-        everyone = gather_values(errors, self._group)
-        return [f"rank {number}: {error}" for number, found in enumerate(everyone) for error in found]
+    def _finish(self, snapshot: Snapshot, reports: list[dict[str, Any]]) -> list[str]:
+        """What is whole beside what every rank wrote, then COMPLETE.json; all errors, with their rank. Rank 0."""
+        errors = [f"rank {number}: {error}" for number, report in enumerate(reports) for error in report["errors"]]
+        if errors:
+            return errors
+        try:
+            self._write_whole(snapshot, [report["random_state"] for report in reports])
+            self._publish(snapshot, {name: fact for report in reports for name, fact in report["files"].items()})
+        except Exception as error:  # of whatever kind, since nobody could catch it in a thread
+            return [f"rank 0: {write_error(error)}"]
+        return []
 
-    def _write_whole(self, snapshot: Snapshot) -> None:
+    def _write_whole(self, snapshot: Snapshot, random_states: list[str]) -> None:
         staging = snapshot.staging
         self.save_weights(staging, snapshot.weights)
-        save_file(snapshot.random_states, str(staging / "rng.safetensors"))
+        states = {
+            rank_name(number): torch.frombuffer(bytearray(state.encode()), dtype=torch.uint8)
+            for number, state in enumerate(random_states)
+        }
+        save_file(states, str(staging / "rng.safetensors"))
         state = {"step": snapshot.step} | snapshot.state
         (staging / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (staging / "config.yaml").write_text(self.config_text, encoding="utf-8")
 
-    def _publish(self, snapshot: Snapshot) -> None:
+    def _publish(self, snapshot: Snapshot, engine_files: dict[str, dict[str, Any]]) -> None:
         staging, step, best_step = snapshot.staging, snapshot.step, snapshot.best_step
-        seal(staging, {"step": step, "num_ranks": world_size(), "torch": torch.__version__})
+        seal(staging, {"step": step, "num_ranks": world_size(), "torch": torch.__version__}, engine_files)
         self.check_ownership()
         final = staging.with_name(checkpoint_name(step))
         if final.exists():  # a damaged one of the same step that the restart passed over
@@ -212,7 +259,8 @@ class Saver:
         write_atomically(self.run_folder / LATEST, f"checkpoints/{final.name}\n")
         if best_step is not None and (final.parent / checkpoint_name(best_step)).is_dir():
             write_atomically(self.run_folder / BEST, f"checkpoints/{checkpoint_name(best_step)}\n")
-        self._prune({step} if best_step is None else {step, best_step})
+        # `best` goes on naming the one before until a new best is on the disk.
+        self._prune({kept for kept in (step, best_step, read_best_step(self.run_folder)) if kept is not None})
 
     def _prune(self, protected: set[int]) -> None:
         folders = {step_of(folder): folder for folder in list_checkpoints(self.run_folder)}
@@ -221,13 +269,3 @@ class Saver:
             sorted(folders), keep_last=policy.keep_last, keep_every=policy.keep_every_steps, protected=protected
         ):
             remove_checkpoint(folders[step])
-
-
-def _errors_of(action: Callable[[], None]) -> list[str]:
-    """Run `action` on rank 0; its error, of whatever kind, since nobody could catch it in a thread."""
-    if is_main():
-        try:
-            action()
-        except Exception as error:
-            return [write_error(error)]
-    return []

@@ -332,6 +332,68 @@ def training_with_full_disk(argv: list[str], full_on_rank: int, full_at_step: in
         return main(argv)
 
 
+def training_with_slow_save(argv: list[str]) -> int:
+    """A run whose first save takes 5 s on rank 0 after every rank has written its part."""
+    import time
+    from unittest import mock
+
+    from pipeline.checkpoint.save import Saver
+    from pipeline.train import main
+
+    true_write, waits_s = Saver._write_whole, [5.0, 0.0, 0.0]
+
+    def write(self: Saver, *arguments: Any) -> None:
+        time.sleep(waits_s.pop(0))
+        true_write(self, *arguments)
+
+    with mock.patch.object(Saver, "_write_whole", write):
+        return main(argv)
+
+
+def saves_case(
+    folder: str, saves: list[tuple[int, int | None, bool]], settings: dict[str, int], mute_rank: int | None = None
+) -> list[tuple[list[str], str]] | str:
+    """Names of the checkpoints, and what `best` says, after each save of a state that is nothing but a step.
+
+    A save is (step, step of the best, whether the disk is full). Rank `mute_rank` has lost the store of the votes.
+    Where the saver ends the run, its error.
+    """
+    from pathlib import Path
+    from unittest import mock
+
+    from pipeline.checkpoint.folder import list_checkpoints
+    from pipeline.checkpoint.save import CheckpointConfig, Saver
+    from pipeline.checkpoint.vote import Ballot
+    from pipeline.errors import RunError
+
+    run_folder, is_full, found = Path(folder), [False], []
+
+    class Nothing:
+        def save(self, staging: Path, tag: str, writer: Any) -> None:
+            writer.save({}, str(staging / tag / f"part_{rank()}.pt"))
+
+        def whole_weights(self) -> dict[str, Tensor]:
+            return {}
+
+    def save_weights(into: Path, weights: dict[str, Tensor]) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        (into / "model.safetensors").write_bytes(b"weights")
+
+    saver = Saver(run_folder, CheckpointConfig.model_validate(settings), "", save_weights, lambda: None)
+    for step, best_step, is_full[0] in saves:
+        lost = mock.patch.object(Ballot, "cast", side_effect=RuntimeError("Broken pipe"))
+        try:
+            with lost if rank() == mute_rank else contextlib.nullcontext():
+                saver.save(Nothing(), step, {}, best_step, wait=True)  # type: ignore[arg-type]
+        except RunError as error:
+            return str(error)
+        best = run_folder / "best"
+        names = [path.name for path in list_checkpoints(run_folder)]
+        found.append((names, best.read_text().strip() if best.exists() else ""))
+    return found
+
+
 def training_with_slow_disk(argv: list[str], steps_later: int) -> int:
     """A run whose every write waits until training is so many steps further, or at its end."""
     import threading

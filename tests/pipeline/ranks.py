@@ -1,7 +1,7 @@
 """Ranks for tests: processes forked from one warm server, since importing torch, DeepSpeed and open_clip takes longer
 than most cases.
 
-    with RankPool(2, folder) as pool:
+    with RankPool(2) as pool:
         results = pool.run(case, argument)        # case(argument) on every rank, results in rank order
     process = start_training(["config.yaml"])     # one rank of its own, to be killed
 
@@ -32,14 +32,14 @@ def _context() -> Any:
 class RankPool:
     """A process group of `world_size` ranks that runs one case after the other."""
 
-    def __init__(self, world_size: int, folder: Path) -> None:
+    def __init__(self, world_size: int) -> None:
         context = _context()
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
-        store = folder / f"store_{world_size}_{os.urandom(4).hex()}"
+        meeting = f"tcp://127.0.0.1:{_free_port()}"
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, str(store), theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, world_size, meeting, theirs), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -75,7 +75,13 @@ class RankPool:
         self.close()
 
 
-def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _serve(rank: int, world_size: int, meeting: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
@@ -85,7 +91,7 @@ def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     with quiet():
         start_distributed(EngineConfig(device="cpu", precision="fp32"))
     while True:
@@ -96,26 +102,30 @@ def _serve(rank: int, world_size: int, store: str, pipe: Connection) -> None:
             pipe.send((traceback.format_exc(), None))
 
 
-def start_training(argv: list[str], output: Path, environment: dict[str, str] | None = None) -> BaseProcess:
-    """`python -m pipeline.train argv...` as a process of its own, alone; what it says goes to `output`."""
-    process: BaseProcess = _context().Process(target=_train, args=(argv, str(output), environment or {}))
+def start_training(
+    argv: list[str], output: Path, environment: dict[str, str] | None = None, case: Callable[..., int] | None = None
+) -> BaseProcess:
+    """`python -m pipeline.train argv...` as a process of its own, alone; what it says goes to `output`.
+
+    With `case` (a function of an importable module), that runs in place of pipeline.train.main.
+    """
+    process: BaseProcess = _context().Process(target=_train, args=(argv, str(output), environment or {}, case))
     process.start()
     return process
 
 
-def start_ranks(argv: list[str], folder: Path, world_size: int) -> list[BaseProcess]:
+def start_ranks(
+    argv: list[str], folder: Path, world_size: int, case: Callable[..., int] | None = None
+) -> list[BaseProcess]:
     """The same with `world_size` ranks, each a process of its own; rank n says what it says in `folder`/out{n}.txt."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     return [
-        start_training(argv, folder / f"out{rank}.txt", common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start_training(argv, folder / f"out{rank}.txt", common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, case)
         for rank in range(world_size)
     ]
 
 
-def _train(argv: list[str], output: str, environment: dict[str, str]) -> None:
+def _train(argv: list[str], output: str, environment: dict[str, str], case: Callable[..., int] | None) -> None:
     import torch
 
     from pipeline.errors import run_command
@@ -128,4 +138,4 @@ def _train(argv: list[str], output: str, environment: dict[str, str]) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     sys.argv = ["train", *argv]
-    run_command(main)
+    run_command(case or main)

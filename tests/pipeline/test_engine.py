@@ -15,14 +15,14 @@ from tests.pipeline.ranks import RankPool
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    with RankPool(2, tmp_path_factory.mktemp("pool")) as pool:
+def pair() -> Iterator[RankPool]:
+    with RankPool(2) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    with RankPool(1, tmp_path_factory.mktemp("pool")) as pool:
+def single() -> Iterator[RankPool]:
+    with RankPool(1) as pool:
         yield pool
 
 

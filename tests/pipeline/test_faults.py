@@ -68,6 +68,49 @@ def test_a_full_disk_on_one_rank_costs_one_checkpoint(shards, pools, tmp_path, r
     assert len(losses(run)) == 12
 
 
+def test_a_save_may_take_longer_than_a_collective(shards, tmp_path):  # noqa: F811
+    """Rank 0 writes for 5 s where collectives end after 3 s: every checkpoint is there."""
+    config = write_config(tmp_path, shards, steps=9, checkpoint={"keep_last": 5})
+    argv = [str(config), "engine.collective_timeout_s=3"]
+    for rank, process in enumerate(start_ranks(argv, tmp_path, 2, cases.training_with_slow_save)):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / f"out{rank}.txt").read_text()
+    names = [path.name for path in list_checkpoints(tmp_path / "runs/run")]
+    assert names == ["step_00000004", "step_00000008", "step_00000009"]
+    assert "SAVING FAILED" not in (tmp_path / "out0.txt").read_text()
+
+
+def test_the_old_best_stays_until_the_new_one_is_on_the_disk(pools, tmp_path):  # noqa: F811
+    (tmp_path / "checkpoints").mkdir()
+    saves = [(10, 10, False), (20, 10, False), (30, 30, True), (40, 30, False), (50, 50, False), (60, 50, False)]
+    (found,) = pools(1).run(cases.saves_case, str(tmp_path), saves, {"keep_last": 1})
+    assert [([int(name.removeprefix("step_")) for name in names], best[-2:]) for names, best in found] == [
+        ([10], "10"),
+        ([10, 20], "10"),
+        ([10, 20], "10"),
+        ([10, 40], "10"),
+        ([50], "50"),
+        ([50, 60], "50"),
+    ]
+
+
+def test_saves_that_fail_one_after_the_other_end_the_run(pools, tmp_path):  # noqa: F811
+    """What is computed meanwhile could not be kept; one success in between starts the count anew."""
+    (tmp_path / "checkpoints").mkdir()
+    full = [(step, None, step not in (10, 30)) for step in (10, 20, 30, 40, 50, 60)]
+    (found,) = pools(1).run(cases.saves_case, str(tmp_path), full, {"max_failures": 2})
+    assert found.startswith("2 saves in a row failed (see the log for the reason); the run stops at step 60 and would")
+    assert "from step 30: " in found
+
+
+def test_a_rank_that_cannot_vote_ends_the_run_on_all(pools, tmp_path):  # noqa: F811
+    (tmp_path / "checkpoints").mkdir()
+    others, mute = pools(2).run(cases.saves_case, str(tmp_path), [(10, None, False)], {}, 1)
+    assert mute == "rank 1 could not take part in the vote on a checkpoint: RuntimeError: Broken pipe"
+    assert others.startswith("another rank could not take part in the vote")
+    assert list_checkpoints(tmp_path) == []
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
     """A file system of its own of this size; needs the right to mount one."""

@@ -43,13 +43,13 @@ def references() -> dict[str, tuple[float, dict[str, Tensor]]]:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def small_pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    with RankPool(request.param, tmp_path_factory.mktemp("pool")) as pool:
+    with RankPool(request.param) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def any_pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    with RankPool(request.param, tmp_path_factory.mktemp("pool")) as pool:
+    with RankPool(request.param) as pool:
         yield pool
 
 

@@ -44,13 +44,13 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], RankPool]]:
+def pools() -> Iterator[Callable[[int], RankPool]]:
     """One pool per world size, made when first asked for."""
     made: dict[int, RankPool] = {}
 
     def get(world_size: int) -> RankPool:
         if world_size not in made:
-            made[world_size] = RankPool(world_size, tmp_path_factory.mktemp("pool"))
+            made[world_size] = RankPool(world_size)
         return made[world_size]
 
     yield get

@@ -8,6 +8,7 @@ import pytest
 from pipeline.checkpoint.folder import (
     COMPLETE,
     checkpoint_name,
+    file_fact,
     find_damage,
     list_checkpoints,
     newest_intact,
@@ -107,6 +108,19 @@ def test_foreign_names_are_not_checkpoints(run):
     for name in ("step_", "step_abc", "step_00000030.bak", "old"):
         (run / "checkpoints" / name).mkdir()
     assert [folder.name for folder in list_checkpoints(run)] == ["step_00000010", "step_00000020"]
+
+
+def test_what_a_rank_reported_must_be_there_before_a_checkpoint_counts(tmp_path):
+    (tmp_path / "part").write_bytes(b"four")
+    fact = file_fact(tmp_path / "part")
+    for reported, error in (({"part": fact, "other": fact}, "other"), ({"part": fact | {"bytes": 5}}, "has 4 bytes")):
+        with pytest.raises(OSError, match=error):
+            seal(tmp_path, {"step": 1}, reported)
+        assert not (tmp_path / COMPLETE).exists()
+    (tmp_path / "ours").write_bytes(b"whole")
+    seal(tmp_path, {"step": 1}, {"part": fact})
+    assert sorted(json.loads((tmp_path / COMPLETE).read_text())["files"]) == ["ours", "part"]
+    assert find_damage(tmp_path) is None
 
 
 def test_removing_and_setting_aside(run):
