@@ -61,6 +61,7 @@ def site_file(tmp_path: Path) -> str:
     path.write_text(
         yaml.safe_dump(
             {"time": "60", "gpus_per_node": 0, "interface": "lo", "signal_lead_s": 30, "preflight": {"min_free_gb": 0}}
+            | {"runs_dir": str(tmp_path / "runs")}
             | {"env": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}}
         )
     )
