@@ -118,7 +118,15 @@ def real_loop(
             "optim": optim,
         }
     )
-    saver = Saver(folder, CheckpointConfig(every_steps=0), "", lambda *_: None, lambda: None, last_step=until)
+    saver = Saver(
+        folder,
+        CheckpointConfig(every_steps=0),
+        "",
+        lambda *_: None,
+        lambda: None,
+        last_step=until,
+        saved_step=until,
+    )
     stream: Any = SameBatch(batch)
     stream.state_dict = dict
     with StopRequest() as stop:

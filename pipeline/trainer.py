@@ -108,6 +108,8 @@ def train(run: Run) -> None:
         stopping, saving = wishes(run, step)
         if stopping or saving or is_last or progress.best_step == step:
             save(run, wait=is_last or bool(stopping))
+        if is_last or stopping:
+            ensure_saved(run, stopping or "the last one")
         if stopping and not is_last:
             logger.info(f"stopped after step {step} ({stopping}); the same command goes on from here")
             return
@@ -212,6 +214,17 @@ def wishes(run: Run, step: int) -> tuple[str, bool]:
     if step == run.config.stop_at_step:
         return f"stop_at_step={step}", True
     return "", due
+
+
+def ensure_saved(run: Run, why: str) -> None:
+    """Raise RunError when the step with which the run ends could not be saved. All ranks."""
+    step, saved_step = run.progress.step, run.saver.saved_step
+    if saved_step != step:
+        place = "the start" if saved_step < 0 else f"step {saved_step}"
+        raise RunError(
+            f"step {step} ({why}) could not be saved; the same command goes on from {place}, once what the log names "
+            "is put right"
+        )
 
 
 def save(run: Run, *, wait: bool) -> None:

@@ -128,7 +128,12 @@ def test_a_disk_without_room_for_the_next_checkpoint_keeps_the_one_before(shards
     """A checkpoint takes 6 MB: one fits, the next does not, and with the disk emptied a save works again."""
     with small_disk(tmp_path / "disk", 10) as disk:
         config = write_config(tmp_path, shards, runs_dir=str(disk))
-        train(pools(2), config, "engine.zero_stage=1", "stop_at_step=10")
+        argv = [str(config), "engine.zero_stage=1", "stop_at_step=10"]
+        for code, message in pools(2).run(cases.training_with_poison, argv, []):
+            assert code == 1
+            assert message.startswith(
+                "step 10 (stop_at_step=10) could not be saved; the same command goes on from step 4"
+            )
         run = disk / "run"
         log = (run / "logs/rank_00000.log").read_text()
         for step, times in ((8, 1), (10, 2)):
