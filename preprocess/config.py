@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.data.format import Reason
+from pipeline.errors import InputError
 from preprocess.caption import CaptionerConfig
 from preprocess.clips import ClipsConfig
 from preprocess.limits import LimitsConfig
@@ -30,6 +31,12 @@ class TasksConfig(Section):
     """Number of this task, from 0."""
     count: int = Field(default=1, ge=1)
     """How many tasks share the shards. Shard k belongs to task k modulo count."""
+
+
+def check_task(tasks: TasksConfig) -> None:
+    """Raise an `InputError` for a task that is none of its array."""
+    if tasks.index >= tasks.count:
+        raise InputError(f"tasks.index={tasks.index} must be below tasks.count={tasks.count}")
 
 
 class RetryConfig(Section):

@@ -28,6 +28,7 @@ from preprocess.pack import read_facts
 from preprocess.plan import Plan
 from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
 from preprocess.rounds import count_reasons
+from preprocess.swap import recover
 
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
 
@@ -40,6 +41,7 @@ def published_shards(output: Path) -> list[str]:
 def merge(output: Path) -> dict[str, Any]:
     """Write the manifest and the statistics of all published shards; returns the statistics."""
     plan = Plan.open(output / "plan")
+    recover(output)
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
     published = {row["shard"] for row in rows}
     pending = sum(count for name, count in plan.clip_counts().items() if name not in published)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.format import FORMAT_VERSION, METADATA_KEY, SIDECAR_COLUMNS, sample_key
 from preprocess.failures import FailureTable
-from preprocess.publish import publish, remove_leftovers, temporary_path
+from preprocess.publish import publish, remove_leftovers, sync_file, temporary_path
 from preprocess.records import Failure, Media
 from preprocess.texts import ClipTexts
 
@@ -169,6 +169,12 @@ class ShardWriter:
         self.complete()
         for path in (self.tar_path, self.failures_path, self.sidecar_path):
             publish(self._temporary[path], path)
+
+    def sync(self) -> None:
+        """Finish all three files and bring them to the disk, so that `publish` has little more to do than rename."""
+        self.complete()
+        for path in self._temporary.values():
+            sync_file(path)
 
     def complete(self) -> None:
         """Finish all three files under their temporary names."""

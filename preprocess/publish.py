@@ -19,11 +19,7 @@ def temporary_path(path: Path) -> Path:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished, closed file its final name, durably."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -33,6 +29,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = temporary_path(path)
     temporary.write_bytes(data)
     publish(temporary, path)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a closed file survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,8 +4,9 @@
     python -m preprocess.recaption ... captioner.replace=true       # also where there is a caption
 
 Each shard is written anew beside the old one, which is kept until the new one is whole. A shard whose sidecar names
-the captioner already is left alone, so running the command again goes on after a kill. The manifest changes: a training
-run that pinned the old one will say so.
+the captioner already is left alone, so running the command again goes on after a kill. `tasks.index` and `tasks.count`
+split the shards over processes; `python -m preprocess.merge` follows them. The manifest changes: a training run that
+pinned the old one will say so.
 """
 
 import io
@@ -21,76 +22,72 @@ from tqdm import tqdm
 
 from pipeline.config import load_config, render_help, split_arguments
 from pipeline.data.format import Reason
-from pipeline.errors import InputError, run_command
+from pipeline.errors import InputError, RunError, run_command
 from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
-from preprocess.config import PreprocessConfig
+from preprocess.config import PreprocessConfig, check_task
 from preprocess.merge import account, merge, published_shards
 from preprocess.pack import ShardWriter, read_facts
-from preprocess.plan import Plan
+from preprocess.plan import Plan, hash64
+from preprocess.publish import sole_writer
 from preprocess.records import Clip, Failure, Media
+from preprocess.swap import forget, recover, set_aside
 from preprocess.texts import ClipTexts
 
 ABOUT = """Add captions of the middle frames to the shards in the config's output (or in the folder named first)."""
 
 
 def recaption(config: PreprocessConfig, captioner: Captioner) -> dict[str, Any]:
-    """Caption every shard that this captioner has not seen; returns the statistics of the set."""
+    """Caption every shard of this task that this captioner has not seen. Returns the statistics of the set, if this is
+    the only task."""
     Plan.open(config.output / "plan")  # only our own sets: the tars of an indexed one are somebody else's
     recover(config.output)
     wanted = {"source": config.captioner.source, "replace": config.captioner.replace}
-    versions = captioner_versions(config.captioner)
-    for shard in tqdm(published_shards(config.output), unit=" shards", desc="recaption", mininterval=1.0):
+    note = {"recaptioned": wanted, "recaption_versions": captioner_versions(config.captioner)}
+    for shard in tqdm(task_shards(config), unit=" shards", desc="recaption", mininterval=1.0):
         facts = read_facts(config.output / f"{shard}.parquet")
         if facts.get("recaptioned") != wanted:
-            recaption_shard(config, captioner, shard, {**facts, "recaptioned": wanted, "recaption_versions": versions})
-    return merge(config.output)
+            recaption_shard(config, captioner, shard, facts, note)
+    return merge(config.output) if config.tasks.count == 1 else {}
 
 
-def recaption_shard(config: PreprocessConfig, captioner: Captioner, shard: str, facts: dict[str, Any]) -> None:
-    """Write one shard again with captions. All its other content stays as it is."""
+def task_shards(config: PreprocessConfig) -> list[str]:
+    """The published shards of this task: a function of their names, as others may be published meanwhile."""
+    return [
+        shard for shard in published_shards(config.output) if hash64(shard) % config.tasks.count == config.tasks.index
+    ]
+
+
+def recaption_shard(
+    config: PreprocessConfig, captioner: Captioner, shard: str, facts: dict[str, Any], note: dict[str, Any]
+) -> None:
+    """Write one shard with these facts again with captions. All its other content stays as it is."""
     batches = CaptionBatches(captioner, config.captioner, require="none")
     failures = pq.read_table(config.output / "failures" / f"{Path(shard).name}.parquet").to_pylist()
-    with ShardWriter(config.output, shard, facts) as writer:
+    with ShardWriter(config.output, shard, {**facts, **note}) as writer:
         for row in failures:
             writer.fail(Failure(row["clip_id"], row["video_id"], Reason(row["reason"]), row["detail"]))
         for sample in read_shard(config.output, shard):
             _write(writer, batches.add(sample))
         _write(writer, batches.finish())
-        writer.complete()
-        _set_aside(writer.tar_path, writer.sidecar_path)
+        _swap(config.output, shard, facts, writer)
+
+
+def _swap(output: Path, shard: str, facts: dict[str, Any], writer: ShardWriter) -> None:
+    """Put the finished shard in the place of the one with these facts. Others wait for renames, not for a slow disk."""
+    other = RunError(
+        f"another process captioned {shard} meanwhile; give each its own part, with tasks.index and .count"
+    )
+    try:
+        writer.sync()
+    except FileNotFoundError:
+        raise other from None
+    with sole_writer(output):
+        if read_facts(output / f"{shard}.parquet") != facts:
+            raise other
+        set_aside(output, shard)
         writer.publish()
-        _forget_old(writer.tar_path, writer.sidecar_path)
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def _set_aside(tar: Path, sidecar: Path) -> None:
-    """Keep the old pair under other names: an old sidecar must never stand beside a new tar."""
-    _old(tar).unlink(missing_ok=True)
-    os.link(tar, _old(tar))
-    sidecar.replace(_old(sidecar))
-
-
-def _forget_old(tar: Path, sidecar: Path) -> None:
-    _old(tar).unlink(missing_ok=True)
-    _old(sidecar).unlink(missing_ok=True)
-
-
-def recover(output: Path) -> None:
-    """After a kill: put the old pair back where the new one was not published whole."""
-    for old_sidecar in sorted((output / "shards").glob(".*.parquet.old")):
-        sidecar = old_sidecar.with_name(old_sidecar.name.removeprefix(".").removesuffix(".old"))
-        tar = sidecar.with_suffix(".tar")
-        if not sidecar.exists():
-            if _old(tar).exists():
-                _old(tar).replace(tar)
-            old_sidecar.replace(sidecar)
-        _forget_old(tar, sidecar)
-    for old_tar in sorted((output / "shards").glob(".*.tar.old")):
-        old_tar.unlink()
+        forget(output, shard)
 
 
 def read_shard(output: Path, shard: str) -> Iterator[Outcome]:
@@ -128,10 +125,13 @@ def main(argv: list[str]) -> int:
     folder = [f"output={argv[0]}"] if argv and Path(argv[0]).is_dir() else []
     files, overrides = split_arguments(argv[len(folder) :], program="python -m preprocess.recaption")
     config = load_config(PreprocessConfig, files or _own_config(folder), [*overrides, *folder])
+    check_task(config.tasks)
     captioner = open_captioner(config.captioner, config.seed)
     if captioner is None:
         raise InputError("captioner.kind is none; set captioner.kind=open_clip or captioner.kind=transformers")
-    print(account(recaption(config, captioner)))
+    stats = recaption(config, captioner)
+    if stats:
+        print(account(stats))
     return 0
 
 

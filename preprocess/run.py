@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml, to_yaml
 from pipeline.errors import InputError, RunError, run_command
-from preprocess.config import RENDERING, PreprocessConfig, content_hash
+from preprocess.config import RENDERING, PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.merge import account, merge
 from preprocess.metadata import find_files
@@ -28,6 +28,7 @@ from preprocess.plan import Plan
 from preprocess.planning import make_plan
 from preprocess.publish import sole_writer, write_atomically
 from preprocess.shard import VideoDone, shard_facts
+from preprocess.swap import recover
 from preprocess.texts import prepare_texts
 from preprocess.workers import ShardFailed, run_workers
 
@@ -57,6 +58,7 @@ def task_shards(num_shards: int, index: int, count: int) -> range:
 
 def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> None:
     """Write config.yaml into a new folder. One that holds shards of another config is an `InputError`."""
+    recover(config.output)  # a shard that a kill left set aside counts
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
     resolved = _without_device(yaml.safe_load(to_yaml(config)))
     versions = {"ffmpeg_version": ffmpeg_version(), "rendering": RENDERING}
@@ -155,8 +157,7 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
 def main(argv: list[str]) -> int:
     argv = ["clips.fast=true" if word == "--fast" else word for word in argv]
     config = parse_command_line(PreprocessConfig, argv, program="python -m preprocess.run", about=ABOUT)
-    if config.tasks.index >= config.tasks.count:
-        raise InputError(f"tasks.index={config.tasks.index} must be below tasks.count={config.tasks.count}")
+    check_task(config.tasks)
     started = time.monotonic()
     stats = run(config)
     print(f"{config.output}: done in {time.monotonic() - started:.0f} s")

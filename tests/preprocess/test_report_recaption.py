@@ -1,5 +1,6 @@
 """The HTML page is whole in itself; new captions come into old shards, whatever interrupts them."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,14 +13,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
+from preprocess import pack
 from preprocess.audit import audit_set, audit_shard
-from preprocess.config import PreprocessConfig
+from preprocess.caption import CaptionerConfig
+from preprocess.config import PreprocessConfig, TasksConfig
 from preprocess.index import index_folder
-from preprocess.merge import published_shards
+from preprocess.merge import merge, published_shards
 from preprocess.pack import read_facts
-from preprocess.recaption import _set_aside, read_shard, recaption, recover
+from preprocess.recaption import read_shard, recaption
 from preprocess.report import histogram, main
+from preprocess.retry import retry
+from preprocess.run import run
+from preprocess.swap import recover, set_aside
+from preprocess.videos import VideosConfig
 
 
 @pytest.fixture
@@ -122,17 +129,85 @@ def test_a_kill_in_the_middle_of_the_swap(config: PreprocessConfig, new_tar_is_t
     shard = published_shards(config.output)[0]
     tar, sidecar = config.output / f"{shard}.tar", config.output / f"{shard}.parquet"
     content, rows = tar.read_bytes(), pq.read_table(sidecar)
-    _set_aside(tar, sidecar)
+    set_aside(config.output, shard)
     if new_tar_is_there:
         fresh = tar.with_name("fresh")
         fresh.write_bytes(b"the new tar")
         fresh.replace(tar)
     recover(config.output)
     assert tar.read_bytes() == content and pq.read_table(sidecar).equals(rows)
-    assert not list(config.output.glob("shards/.*"))
+    assert not list(config.output.glob("shards/.*")) and not list(config.output.glob(".set_aside/*"))
     check_sound(config.output)
     facts = json.loads((config.output / "stats.json").read_text())
     assert facts["num_captions"] == 0
+
+
+@pytest.mark.parametrize("command", [run, retry, lambda config: merge(config.output)], ids=["run", "retry", "merge"])
+def test_every_command_brings_back_what_a_kill_left_set_aside(
+    config: PreprocessConfig, tmp_path: Path, command: Callable[[PreprocessConfig], dict[str, Any]]
+) -> None:
+    """The raw videos may be gone by then: a shard that counted as missing would be written without a clip."""
+    before = digest(config.output)
+    for shard in published_shards(config.output):
+        set_aside(config.output, shard)
+    plain = config.model_copy(update={"captioner": CaptionerConfig()})
+    gone = plain.model_copy(update={"videos": VideosConfig(templates=(str(tmp_path / "{video_id}.mp4"),))})
+    assert command(gone)["num_delivered"] == 12
+    assert digest(config.output) == before
+
+
+def test_a_swap_is_short_and_undisturbed(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new files lie on the disk before the old shard goes, and the folder's lock is held until it is replaced."""
+    synced: set[int] = set()
+    real_sync, real_publish = os.fsync, pack.publish
+
+    def note_sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        real_sync(descriptor)
+
+    def check(output: Path, shard: str) -> None:
+        assert {path.stat().st_ino for path in output.rglob(f".{Path(shard).name}.*.tmp")} <= synced
+        set_aside(output, shard)
+
+    def publish_locked(temporary: Path, path: Path) -> None:
+        with open(config.output / ".lock") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        real_publish(temporary, path)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr("preprocess.recaption.set_aside", check)
+    monkeypatch.setattr(pack, "publish", publish_locked)
+    assert recaption(config, describe)["num_captions"] == 12
+
+
+def test_tasks_caption_their_own_shards(config: PreprocessConfig, tmp_path: Path) -> None:
+    whole = config.model_copy(update={"output": Path(shutil.copytree(config.output, tmp_path / "whole"))})
+    recaption(whole, describe)
+    sizes = []
+    for index in (1, 0, 2):
+        seen: list[str] = []
+        task = config.model_copy(update={"tasks": TasksConfig(index=index, count=3)})
+        assert recaption(task, lambda images, ids, seen=seen: seen.extend(ids) or describe(images, ids)) == {}
+        sizes.append(len(seen))
+    assert sum(sizes) == 12 and max(sizes) < 12
+    merge(config.output)
+    assert digest(config.output) == digest(whole.output)
+
+
+def test_two_processes_on_one_shard_are_told(config: PreprocessConfig) -> None:
+    """The second one is done first; the first one leaves its work alone."""
+    after: list[dict[str, bytes]] = []
+
+    def slow(images: Sequence[np.ndarray], clip_ids: Sequence[str]) -> list[str | None]:
+        if not after:
+            recaption(config, describe)
+            after.append(digest(config.output))
+        return describe(images, clip_ids)
+
+    with pytest.raises(RunError, match=r"another process captioned shards/000000 meanwhile"):
+        recaption(config, slow)
+    assert digest(config.output) == after[0]
+    check_sound(config.output)
 
 
 class Killed(BaseException):
