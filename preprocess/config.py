@@ -51,6 +51,8 @@ class RetryConfig(Section):
         Reason.NO_TEXT,
     )
     """Reasons of the failures to take up."""
+    only_plan: bool = False
+    """Open the round and build nothing of it: its shards are for array tasks."""
 
 
 class PreprocessConfig(Section):

@@ -3,26 +3,31 @@
     python -m preprocess.retry configs/preprocess/hdvila.yaml
     python -m preprocess.retry configs/preprocess/hdvila.yaml retry.reasons='[time_limit]' limits.time_s=20000
 
+    python -m preprocess.retry configs/preprocess/hdvila.yaml retry.only_plan=true          # for array tasks
+    python -m preprocess.retry configs/preprocess/hdvila.yaml tasks.index=7 tasks.count=100 # then each, then merge
+
 The config is the one of the first run; `videos` and `limits` may differ, as they are what a retry is made for. A round
-that was interrupted goes on before a new one starts. Clips of videos that are still not there are left as they are.
+that was interrupted goes on before a new one starts, and one of many tasks never starts one: two rounds over the same
+failures would deliver their clips twice. Clips of videos that are still not there are left as they are.
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import parse_command_line
 from pipeline.errors import run_command
-from preprocess.config import PreprocessConfig, content_hash
+from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge, published_shards
 from preprocess.plan import Plan, write_plan
 from preprocess.publish import sole_writer
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
-from preprocess.run import build_missing, claim_folder, missing_shards
+from preprocess.run import build_missing, claim_folder
 from preprocess.shard import shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.videos import VideoLocator
@@ -31,19 +36,27 @@ ABOUT = """Deliver clips that failed before, in supplementary shards of the same
 
 
 def retry(config: PreprocessConfig) -> dict[str, Any]:
-    """One round of retry, or the rest of an interrupted one; returns the statistics of the whole set."""
+    """One round of retry, or the rest of an interrupted one. Returns the statistics of the set, if this is the only
+    task."""
     claim_folder(config, limits_may_differ=True)
     prepare_texts(config.texts, config.output, config.limits.max_line_mb * 2**20)
     with sole_writer(config.output):
-        plan = _unfinished(config) or _new_round(config)
-    if plan is not None:
+        plan = _unfinished(config.output)
+        if plan is None and config.tasks.count == 1:
+            plan = _new_round(config)
+    if plan is None and config.tasks.count > 1:
+        print("no round of retry is open; retry.only_plan=true without tasks opens one", file=sys.stderr, flush=True)
+    if plan is not None and not config.retry.only_plan:
         build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))
-    return merge(config.output)
+    return merge(config.output) if config.tasks.count == 1 else {}
 
 
-def _unfinished(config: PreprocessConfig) -> Plan | None:
-    rounds = open_rounds(config.output)
-    return rounds[-1] if rounds and missing_shards(rounds[-1], config) else None
+def _unfinished(output: Path) -> Plan | None:
+    """The newest round, if any task's shard of it is missing. Older ones are whole: none starts before they are."""
+    rounds = open_rounds(output)
+    if not rounds or set(rounds[-1].clip_counts()) <= set(published_shards(output)):
+        return None
+    return rounds[-1]
 
 
 def _new_round(config: PreprocessConfig) -> Plan | None:
@@ -90,9 +103,10 @@ def _planned(base: Plan, wanted: Collection[str]) -> Iterator[tuple[int, Video]]
 
 def main(argv: list[str]) -> int:
     config = parse_command_line(PreprocessConfig, argv, program="python -m preprocess.retry", about=ABOUT)
+    check_task(config.tasks)
     stats = retry(config)
-    print(account(stats))
-    sys.stdout.flush()
+    if stats:
+        print(account(stats), flush=True)
     return 0
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.config import PreprocessConfig
-from preprocess.merge import published_shards
+from preprocess.config import PreprocessConfig, TasksConfig
+from preprocess.merge import merge, published_shards
 from preprocess.retry import retry
 from preprocess.rounds import standing_failures
 from preprocess.run import run
@@ -77,4 +77,45 @@ def test_an_interrupted_round_goes_on(with_failures: Values, tmp_path: Path) -> 
     assert set(standing(config.output).values()) == {"video_missing"}
     assert retry(config)["num_delivered"] == 12
     assert names[1].read_bytes() == wanted
+    assert len(list(config.output.glob("plan/retry_*"))) == 1
+
+
+def later(config: PreprocessConfig, tmp_path: Path) -> None:
+    """The two videos that were away come."""
+    for number in (1, 2):
+        (tmp_path / f"later_{number}.mp4").replace(tmp_path / "videos" / f"-vid_{number}.mp4")
+
+
+def one_of(config: PreprocessConfig, index: int, count: int) -> PreprocessConfig:
+    return config.model_copy(update={"tasks": TasksConfig(index=index, count=count)})
+
+
+def test_array_tasks_share_one_round(with_failures: Values, tmp_path: Path) -> None:
+    """Whichever is done first, and also where there are more tasks than shards."""
+    config = PreprocessConfig.model_validate({**with_failures, "shards": {"clips_per_shard": 3}})
+    run(config)
+    later(config, tmp_path)
+    assert retry(one_of(config, 0, 3)) == {}
+    assert not list(config.output.glob("plan/retry_*")), "a task opens no round"
+    only_plan = config.model_copy(update={"retry": config.retry.model_copy(update={"only_plan": True})})
+    for _ in range(2):
+        assert retry(only_plan)["num_delivered"] == 6
+    for index in (2, 1, 0, 2, 1):
+        assert retry(one_of(config, index, 3)) == {}
+    assert len(list(config.output.glob("plan/retry_*"))) == 1
+    stats = merge(config.output)
+    assert (stats["num_delivered"], stats["num_failed"]) == (12, 0)
+    assert len(set(delivered(config.output))) == len(delivered(config.output)) == 12
+
+
+def test_no_round_starts_while_the_one_before_lacks_a_shard(with_failures: Values, tmp_path: Path) -> None:
+    config = PreprocessConfig.model_validate({**with_failures, "shards": {"clips_per_shard": 3}})
+    run(config)
+    later(config, tmp_path)
+    retry(config)
+    missing = config.output / "shards" / "retry_001_000000.parquet"
+    missing.unlink()
+    retry(one_of(config, 1, 2))  # its own shard is there
+    assert len(list(config.output.glob("plan/retry_*"))) == 1 and not missing.exists()
+    assert retry(config)["num_delivered"] == 12
     assert len(list(config.output.glob("plan/retry_*"))) == 1
