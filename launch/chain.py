@@ -6,6 +6,7 @@ links = plan_links(options, shard_configs=[...], files={"pretrain": ..., "evalua
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.options import Options
 from launch.run_folder import JobFolder
@@ -14,6 +15,9 @@ from launch.start import require, show, write_config
 from launch.submit import submit
 from launch.training import Plan, folder_of_finished, plan_training, read_train_config
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
             )
         )
     trained: Path | None = None
+    model: ModelConfig | None = None
     for kind in ("pretrain", "finetune"):
         if kind not in files:
             continue
@@ -61,11 +66,13 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         done = folder_of_finished(mine)
         if done is not None:
             print(f"nothing is left to do for {kind}: {done}")
-            trained = done
+            trained, model = done, None
             continue
         training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
         links.append(_link(kind, training, mine))
         trained = training.job.work.run_folder
+        # What it starts from may be to come as well; only its shapes count here.
+        model = read_train_config(mine).model.model_copy(update={"pretrained": None})
         to_come.append(trained)
     if "evaluate" in files:
         from launch.slurm_evaluate import plan_evaluation
@@ -75,7 +82,7 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         mine = replace(
             options, config=(files["evaluate"],), overrides=overrides["evaluate"], name=_name(options, "evaluate")
         )
-        links.append(_link("evaluate", plan_evaluation(mine, trained, tuple(to_come)), mine))
+        links.append(_link("evaluate", plan_evaluation(mine, trained, tuple(to_come), model), mine))
     if not links and trained is None:
         raise InputError("an empty chain; give --shards, --pretrain, --finetune, --evaluate")
     return links

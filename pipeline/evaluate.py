@@ -13,6 +13,7 @@ ranks its share; the numbers do not depend on how many there are.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,6 +35,7 @@ from pipeline.evaluation.retrieval import Retrieval, check_set, retrieve
 from pipeline.evaluation.selection import Which, select_checkpoint
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
+from pipeline.model.start import WEIGHTS_SUFFIXES
 from pipeline.model.weights import load_model
 
 PROGRAM = "python -m pipeline.evaluate [CHECKPOINT]"
@@ -123,11 +125,16 @@ def parse_arguments(argv: list[str]) -> tuple[Path | None, EvaluateConfig]:
         raise InputError(f"no checkpoint at {checkpoint}; give a run folder, a checkpoint or a model file")
     words = argv if checkpoint is None else argv[1:]
     config = load_config(EvaluateConfig, *split_arguments(with_set_files(words), program=PROGRAM))
+    check_source(checkpoint, config)
+    return checkpoint, config
+
+
+def check_source(checkpoint: Path | None, config: EvaluateConfig) -> None:
+    """Refuse anything but one model: a checkpoint, or the config's `model` with a place for its reports."""
     if (checkpoint is None) == (config.model is None):
         raise InputError(f"give either a checkpoint or a config with `model`; usage: {PROGRAM} FILE.yaml ...")
     if config.model is not None and (config.output is None or config.which != "last"):
         raise InputError("a config with `model` needs output=FOLDER, and has no checkpoints to choose by `which`")
-    return checkpoint, config
 
 
 def with_set_files(words: list[str]) -> list[str]:
@@ -184,11 +191,7 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
         check_inputs(config, folder)
         model = load_model(path)
     model = model.to(device).eval()
-    for set_config in config.sets.values():
-        # Raises before any video is encoded, not after the last.
-        tokenize_texts(
-            model.tokenizer, [" 1" * 100], set_config.num_text_tokens, window=set_config.long_texts == "window"
-        )
+    check_texts(model, config.sets.values())  # before any video is encoded, not after the last
     for set_config in config.sets.values():
         found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(model, set_config, device)
@@ -208,6 +211,14 @@ def check_inputs(config: EvaluateConfig, folder: Path) -> None:
         if set_config.query_bank is not None:
             bank_texts(set_config.query_bank)
     make_folder(folder)
+
+
+def check_texts(model: CLIPViP, sets: Iterable[EvaluatedSet]) -> None:
+    """Refuse a set whose texts the model's tokenizer cannot give as the set asks."""
+    for set_config in sets:
+        tokenize_texts(
+            model.tokenizer, [" 1" * 100], set_config.num_text_tokens, window=set_config.long_texts == "window"
+        )
 
 
 def bank_texts(path: Path) -> list[str]:
@@ -238,10 +249,9 @@ def write_page(found: Retrieval, report: Report, folder: Path, num_queries: int,
 
 
 def default_output(checkpoint: Path) -> Path:
-    """`evaluation/` in a run folder or exported model, `{stem}_evaluation/` beside a file."""
-    if checkpoint.is_dir():
-        return checkpoint / "evaluation"
-    return checkpoint.with_name(f"{checkpoint.stem}_evaluation")
+    """`evaluation/` in a run folder or exported model, there or to come; `{stem}_evaluation/` beside a file."""
+    is_file = checkpoint.is_file() or (not checkpoint.exists() and checkpoint.suffix in WEIGHTS_SUFFIXES)
+    return checkpoint.with_name(f"{checkpoint.stem}_evaluation") if is_file else checkpoint / "evaluation"
 
 
 if __name__ == "__main__":

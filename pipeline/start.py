@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.model.clip_vip import CLIPViP
+from pipeline.model.config import ModelConfig
 from pipeline.model.start import weights_path
 from pipeline.optim import parameter_groups
 from pipeline.train_config import TrainConfig
@@ -16,13 +17,17 @@ from pipeline.train_config import TrainConfig
 
 def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
     """The model to put under the engine; a checkpoint to come overwrites its weights."""
-    model_config = config.model
     if checkpoint is not None:
-        model_config = model_config.model_copy(update={"pretrained": None})
-    elif config.init_from is not None:
-        # As `model` describes it, so that what it says of training (freeze, checkpointing) holds, now and at a resume.
-        model_config = model_config.model_copy(update={"pretrained": str(config.init_from)})
-    return CLIPViP.from_config(model_config)
+        return CLIPViP.from_config(config.model.model_copy(update={"pretrained": None}))
+    return CLIPViP.from_config(first_model(config))
+
+
+def first_model(config: TrainConfig) -> ModelConfig:
+    """`model` of a run without a checkpoint, with `init_from` in place of its own weights."""
+    if config.init_from is None:
+        return config.model
+    # As `model` describes it, so that what it says of training (freeze, checkpointing) holds, now and at a resume.
+    return config.model.model_copy(update={"pretrained": str(config.init_from)})
 
 
 def given_weights(config: TrainConfig) -> Path | None:
@@ -30,14 +35,18 @@ def given_weights(config: TrainConfig) -> Path | None:
     return config.init_from if config.init_from is not None else weights_path(config.model)
 
 
+def model_as_far_as_here(config: ModelConfig) -> CLIPViP:
+    """The model with its weights where they are files that are here, else its shapes alone."""
+    weights = weights_path(config)
+    if weights is not None and weights.exists():
+        return CLIPViP.from_config(config)
+    with torch.device("meta"):
+        return CLIPViP(config)
+
+
 def check_start(config: TrainConfig) -> None:
     """Build what can be built: the model (with its weights where they are files that are here), groups, tokenizers."""
-    weights = given_weights(config)
-    if weights is not None and weights.exists():
-        model = first_weights(config, None)
-    else:
-        with torch.device("meta"):
-            model = CLIPViP(config.model)
+    model = model_as_far_as_here(first_model(config))
     parameter_groups(model.named_parameters(), config.optim)
     for num_tokens in {config.data.num_text_tokens, *(chosen.num_text_tokens for chosen in config.evaluation.sets)}:
         model.tokenizer(num_tokens)

@@ -16,6 +16,9 @@ from pipeline.model.formats import State, to_ours
 from pipeline.model.library import import_open_clip
 from pipeline.model.reading import read_weights
 
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+"""By these a name that is not there yet is known to be a file of weights."""
+
 
 def start_state(config: ModelConfig) -> tuple[State, Architecture]:
     """CLIP's tensors under our names, and the architecture with the pixel statistics that belong to them."""
@@ -33,7 +36,7 @@ def weights_path(config: ModelConfig) -> Path | None:
     if config.pretrained is None:
         return None
     path = Path(config.pretrained).expanduser()
-    is_path = path.exists() or os.sep in config.pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors")
+    is_path = path.exists() or os.sep in config.pretrained or path.suffix in WEIGHTS_SUFFIXES
     return path if is_path else None
 
 

@@ -80,6 +80,17 @@ def test_a_chain_is_planned_before_anything_is_queued(
     assert not (tmp_path / "queued").exists()
 
 
+def test_an_evaluation_that_the_trained_model_cannot_do_is_refused_before_anything_is_queued(
+    commands, site_file: str, train_file: str, tmp_path: Path
+) -> None:
+    commands(sbatch=f"touch {tmp_path}/queued; echo Submitted batch job 1", scontrol=cluster(BATCH))
+    (tmp_path / "set.yaml").write_text(f"sets: {{held: {{shards: {tmp_path}/x, queries: {tmp_path}/x.jsonl}}}}")
+    words = ["--pretrain", train_file, "--evaluate", str(tmp_path / "set.yaml")]
+    with pytest.raises(InputError, match=r"context length 33 is outside 2\.\.32"):
+        main(["--site", site_file, *words, "evaluate.sets.held.num_text_tokens=33"])
+    assert not (tmp_path / "queued").exists()
+
+
 def test_finetuning_starts_from_the_pretrained_run(
     commands, site_file: str, train_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
