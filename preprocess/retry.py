@@ -30,7 +30,7 @@ from preprocess.rounds import open_rounds, standing_failures
 from preprocess.run import build_missing, claim_folder
 from preprocess.shard import shard_facts
 from preprocess.texts import prepare_texts
-from preprocess.videos import VideoLocator
+from preprocess.videos import VideoLocator, prepare_videos
 
 ABOUT = """Deliver clips that failed before, in supplementary shards of the same set."""
 
@@ -79,7 +79,9 @@ def _new_round(config: PreprocessConfig) -> Plan | None:
 
 def _wanted_clips(config: PreprocessConfig) -> set[str]:
     """Clip ids to try again. A missing video whose file is still not there would only fail once more."""
-    locate = VideoLocator(config.videos)
+    prepare_videos(config.videos, config.output)
+    locate = VideoLocator(config.videos, config.output)
+    locate.check_reach()
     present: dict[str, bool] = {}
     wanted = set()
     for row in standing_failures(config.output, set(published_shards(config.output))):

@@ -30,6 +30,8 @@ from preprocess.publish import sole_writer, write_atomically
 from preprocess.shard import VideoDone, shard_facts
 from preprocess.swap import recover
 from preprocess.texts import prepare_texts
+from preprocess.trial import check_decode
+from preprocess.videos import VideoLocator, prepare_videos
 from preprocess.workers import ShardFailed, run_workers
 
 BYTES_KEYS = ("seed", "ffmpeg_version", "rendering", "clips", "shards", "limits", "texts.require", "captioner")
@@ -130,8 +132,7 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
     missing = missing_shards(plan, config)
     if not missing:
         return
-    if config.clips.hwaccel:
-        check_hwaccel(config.clips.hwaccel)
+    _check_machine(config)
     num_workers = config.workers or len(os.sched_getaffinity(0))
     problems: list[ShardFailed] = []
     num_failures, duration_s = 0, 0.0
@@ -152,6 +153,15 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
             f"{len(problems)} of {len(missing)} shards were not written, first {plan.name(problems[0].number)}: "
             f"{problems[0].problem.strip()}; run the same command again to write what is missing"
         )
+
+
+def _check_machine(config: PreprocessConfig) -> None:
+    """Refuse to start where each video would fail: an array task on a bad node must not publish empty shards."""
+    prepare_videos(config.videos, config.output)
+    VideoLocator(config.videos, config.output).check_reach()
+    if config.clips.hwaccel:
+        check_hwaccel(config.clips.hwaccel)
+    check_decode(config.clips, ffmpeg_version())
 
 
 def main(argv: list[str]) -> int:

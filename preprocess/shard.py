@@ -54,7 +54,7 @@ class Tools:
     def open(cls, config: PreprocessConfig) -> "Tools":
         return cls(
             config,
-            VideoLocator(config.videos),
+            VideoLocator(config.videos, config.output),
             Texts.open(config.texts, config.output),
             open_captioner(config.captioner, config.seed),
             captioner_versions(config.captioner),
@@ -142,10 +142,7 @@ def _decode(
 
 
 def _find(video_id: str, locate: VideoLocator) -> Path:
-    try:
-        path = locate(video_id)
-    except OSError as error:
-        raise ClipError(Reason.VIDEO_MISSING, str(error.strerror)) from None
+    path = locate(video_id)
     if path is None:
         raise ClipError(Reason.VIDEO_MISSING, "no file at videos.templates or videos.index")
     return path

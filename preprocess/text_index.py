@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.publish import temporary_path
+from preprocess.publish import sole_writer, temporary_path
 
 ENTRY = np.dtype([("hash", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 _NUM_BUCKETS = 64
@@ -34,6 +34,23 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return count
+
+
+def index_folder(path: Path, output: Path, kind: str) -> Path:
+    """Where the index of a table lies in the set `output`; another content gets another folder."""
+    facts = path.stat()
+    text = f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
+    return output / "plan" / kind / f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> None:
+    """Build the index in `folder` where there is none; other tasks wait, ten gigabytes of texts are indexed once."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder.parent, folder.name):
+        if not folder.exists():
+            build_index(rows, folder)
 
 
 def _write_texts(rows: Iterable[tuple[str, str]], folder: Path) -> int:
@@ -95,14 +112,24 @@ class TextIndex:
         self._places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
         self._texts = np.memmap(folder / "texts.bin", dtype=np.uint8, mode="r")
 
+    def spread(self, count: int) -> list[tuple[str, str]]:
+        """At most `count` of the (id, text), from all over the index."""
+        numbers = np.unique(np.linspace(0, len(self._hashes) - 1, count).round().astype(np.int64))
+        entries = [self._entry(int(number)) for number in numbers if self._places[number, 1]]
+        return [(found.decode("utf-8", "replace"), text.decode("utf-8", "replace")) for found, text in entries]
+
+    def _entry(self, position: int) -> tuple[bytes, bytes]:
+        offset, length = (int(value) for value in self._places[position])
+        found, _, text = self._texts[offset : offset + length].tobytes().partition(b"\0")
+        return found, text
+
     def get(self, clip_id: str) -> str | None:
         """The text of `clip_id`, or None."""
         number = np.uint64(id_hash(clip_id))
         position = int(np.searchsorted(self._hashes, number))
         wanted = clip_id.encode("utf-8", "replace")
         while position < len(self._hashes) and self._hashes[position] == number:
-            offset, length = (int(value) for value in self._places[position])
-            found, _, text = self._texts[offset : offset + length].tobytes().partition(b"\0")
+            found, text = self._entry(position)
             if found == wanted:
                 return text.decode("utf-8", "replace")
             position += 1

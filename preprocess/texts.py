@@ -7,7 +7,6 @@
 Ids are looked up as they are, then with and without `.mp4`. A text of nothing but white space is missing.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from pydantic import field_validator
 from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows, table_kind
-from preprocess.publish import sole_writer
 from preprocess.records import Clip, clean_text
 from preprocess.subtitle_files import SubtitleFiles
-from preprocess.text_index import TextIndex, build_index
+from preprocess.text_index import TextIndex, build_index_once, index_folder
 
+_KIND = "texts"
 _ID_COLUMNS = ("clip_id", "image_id", "id", "key")
 _TEXT_COLUMNS = ("text", "caption", "subtitle", "sentence", "description")
 
@@ -111,19 +110,8 @@ def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> Non
             raise InputError(f"texts: there is no {path}; download it or take it off the list")
         if path.is_dir():
             _LmdbTexts(path)
-        elif not (folder := index_folder(path, output)).exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # The other tasks wait: ten gigabytes of texts are indexed once.
-            with sole_writer(folder.parent, folder.name):
-                if not folder.exists():
-                    build_index(_rows(path, max_line_bytes), folder)
-
-
-def index_folder(path: Path, output: Path) -> Path:
-    """Where the index of a table lies; another content gets another folder."""
-    facts = path.stat()
-    text = f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
-    return output / "plan" / "texts" / f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        else:
+            build_index_once(_rows(path, max_line_bytes), index_folder(path, output, _KIND))
 
 
 def id_variants(clip_id: str) -> tuple[str, str]:
@@ -141,7 +129,7 @@ def _open_source(name: str, output: Path) -> Lookup:
         return SubtitleFiles(name)
     if path.is_dir():
         return _LmdbTexts(path)
-    return _IndexedTexts(index_folder(path, output))
+    return _IndexedTexts(index_folder(path, output, _KIND))
 
 
 class _IndexedTexts:

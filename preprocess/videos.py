@@ -1,10 +1,14 @@
 """Finds the file of a video id: by path templates, tried in order, or by an index file.
 
-locate = VideoLocator(config.videos)
+prepare_videos(config.videos, output)          # once, before any process looks
+locate = VideoLocator(config.videos, output)
 path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 """
 
 import errno
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import model_validator
@@ -12,6 +16,10 @@ from pydantic import model_validator
 from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.lines import BadRow, read_rows
+from preprocess.text_index import TextIndex, build_index_once, index_folder
+
+_KIND = "videos"
+_FOLDERS_LOOKED_AT = 64
 
 
 class VideosConfig(Section):
@@ -24,7 +32,7 @@ class VideosConfig(Section):
     """What `{ext}` stands for, in order of preference."""
     index: str = ""
     """A file that names the path of each video instead: .jsonl, .csv or .parquet with the columns video_id and path;
-    relative paths count from the index file."""
+    relative paths count from the index file, and the first row of a video counts."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "VideosConfig":
@@ -43,11 +51,11 @@ class VideosConfig(Section):
 
 
 class VideoLocator:
-    """Maps video ids to existing files."""
+    """Maps video ids to existing files. `prepare_videos` comes first."""
 
-    def __init__(self, config: VideosConfig) -> None:
+    def __init__(self, config: VideosConfig, output: Path) -> None:
         self._config = config
-        self._paths = _read_index(Path(config.index)) if config.index else {}
+        self._index = TextIndex(index_folder(Path(config.index), output, _KIND)) if config.index else None
 
     def __call__(self, video_id: str) -> Path | None:
         """The first candidate that is a file."""
@@ -55,33 +63,85 @@ class VideoLocator:
 
     def candidates(self, video_id: str) -> list[Path]:
         """All paths at which the video may lie, in order of preference."""
-        if self._config.index:
-            path = self._paths.get(video_id)
-            return [] if path is None else [path]
+        if self._index is not None:
+            path = self._index.get(video_id)
+            return [] if path is None else [Path(self._config.index).parent / path]
         found: list[Path] = []
         for template in self._config.templates:
             extensions = self._config.extensions if "{ext" in template else ("",)
             found += [Path(template.format(video_id=video_id, ext=extension)) for extension in extensions]
         return found
 
+    def check_reach(self) -> None:
+        """Raise an `InputError` where no video at all can be reached: a file system that is not mounted on this node.
+
+        That some videos are not there is the normal case. Looks at a fixed number of folders.
+        """
+        if self._index is not None:
+            paths = [Path(self._config.index).parent / text for _, text in self._index.spread(_FOLDERS_LOOKED_AT)]
+            folders = sorted({path.parent for path in paths})
+            if folders and not any(_holds_anything(folder) for folder in folders):
+                raise InputError(
+                    f"videos.index: nothing lies in {folders[0]} and the other folders of {self._config.index} on this "
+                    "machine; mount the file system, or mend the paths"
+                )
+            return
+        folders = [_fixed_folder(template) for template in self._config.templates]
+        for folder in folders:
+            if not folder.is_dir():
+                raise InputError(
+                    f"videos.templates: there is no folder {folder} on this machine; mount the file system, make the "
+                    "folder or change the template"
+                )
+        if not any(_holds_anything(folder) for folder in folders):
+            raise InputError(
+                f"videos.templates: nothing lies in {' or '.join(str(folder) for folder in folders)} on this machine; "
+                "mount the file system, or put videos there"
+            )
+
+
+def prepare_videos(config: VideosConfig, output: Path) -> None:
+    """Make the lookup of `videos.index` below `output`, once: 3 M rows are too many for the memory of every worker."""
+    if not config.index:
+        return
+    path = Path(config.index)
+    if not path.is_file():
+        raise InputError(f"videos.index: there is no file {path}; check the path")
+    build_index_once(_rows(path), index_folder(path, output, _KIND))
+
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no file system takes is none, while a folder out of reach raises."""
+    """Whether there is such a file. What is no answer to that (a folder out of reach, a broken disk) raises."""
     try:
-        return path.is_file()
+        return stat.S_ISREG(path.stat().st_mode)
+    except ValueError:
+        return False  # a NUL byte
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             return False
         raise
 
 
-def _read_index(path: Path) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
+def _fixed_folder(template: str) -> Path:
+    """The folder that a template names for all videos: `data/videos` of `data/videos/{video_id:.2}/{video_id}.mp4`."""
+    return Path(template.partition("{")[0] + "x").parent
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except PermissionError:
+        return True  # it may be passed through all the same
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
     for row in read_rows(path, 1 << 20):
         if isinstance(row, BadRow):
             raise InputError(f"videos.index {row.where}: {row.problem}")
         video_id, file = row.get("video_id"), row.get("path")
         if not isinstance(video_id, str) or not isinstance(file, str):
             raise InputError(f"videos.index {path} needs the columns video_id and path, got {list(row)[:20]}")
-        paths[video_id] = path.parent / file
-    return paths
+        yield video_id, file

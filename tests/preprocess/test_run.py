@@ -1,5 +1,6 @@
 """The whole job: samples that training can read, an account that adds up, the same bytes after any interruption."""
 
+import errno
 import gc
 import hashlib
 import json
@@ -25,10 +26,13 @@ from pipeline.data.format import FAILURE_COLUMNS, MANIFEST_COLUMNS, METADATA_KEY
 from pipeline.errors import InputError
 from preprocess import workers
 from preprocess.config import PreprocessConfig
+from preprocess.ffmpeg_binary import ffmpeg_version, find_ffmpeg
 from preprocess.merge import merge
+from preprocess.planning import make_plan
 from preprocess.retry import retry
 from preprocess.run import main, run
-from preprocess.texts import index_folder
+from preprocess.shard import Tools, build_shard, shard_facts
+from preprocess.text_index import index_folder
 
 Values = dict[str, Any]
 
@@ -185,6 +189,79 @@ def test_hardware_that_is_not_there_is_wrong_input(small_set: Values) -> None:
         run(config)
 
 
+def test_videos_out_of_reach_of_this_machine_are_wrong_input(small_set: Values, tmp_path: Path) -> None:
+    """A file system that is not mounted: no folder, or an empty one."""
+    (tmp_path / "empty").mkdir()
+    here = small_set["videos"]["templates"][0]
+    (tmp_path / "index.jsonl").write_text('{"video_id": "-vid_0", "path": "/mnt/no/such/folder/0.mp4"}\n')
+    for videos, words in (
+        ({"templates": ["/mnt/no/such/folder/{video_id:.2}/{video_id}.mp4"]}, "no folder /mnt/no/such/folder on this"),
+        ({"templates": [here, "/mnt/no/such/folder/{video_id}.mp4"]}, "no folder /mnt/no/such/folder on this"),
+        ({"templates": [str(tmp_path / "empty" / "{video_id}.mp4")]}, "nothing lies in .*empty"),
+        ({"index": str(tmp_path / "index.jsonl")}, "nothing lies in /mnt/no/such/folder"),
+        ({"index": str(tmp_path / "none.jsonl")}, "no file"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(config_of(small_set, videos=videos))
+    assert not list(Path(small_set["output"]).glob("shards/*"))
+
+
+def test_videos_by_index(small_set: Values, tmp_path: Path) -> None:
+    """As by template, also where most of the files are missing."""
+    run(config_of(small_set))
+    rows = [{"video_id": f"-vid_{number}", "path": f"videos/-vid_{number}.mp4"} for number in range(3)]
+    rows += [{"video_id": "-vid_0", "path": "videos/second.mp4"}, {"video_id": "-vid_3", "path": "/no/folder/x.mp4"}]
+    (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stats = run(config_of(small_set, output=str(tmp_path / "other"), videos={"index": str(tmp_path / "index.jsonl")}))
+    assert (stats["num_delivered"], stats["reasons"]) == (9, {"video_missing": 3})
+    mine, whole = read_back(tmp_path / "other"), read_back(Path(small_set["output"]))
+    assert all(sample["mp4"] == whole[clip_id]["mp4"] for clip_id, sample in mine.items())
+
+
+def test_an_ffmpeg_that_is_too_old_is_wrong_input(
+    small_set: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "ffmpeg"
+    old.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        "if '-fps_mode' in sys.argv: sys.exit('Unrecognized option fps_mode')\n"
+        "if '-version' in sys.argv: sys.exit(print('ffmpeg version 4.4.2 Copyright'))\n"
+        f"os.execv({find_ffmpeg()!r}, ['ffmpeg', *sys.argv[1:]])\n"
+    )
+    old.chmod(0o755)
+    try:
+        monkeypatch.setenv("FFMPEG", str(old))
+        find_ffmpeg.cache_clear()
+        ffmpeg_version.cache_clear()
+        with pytest.raises(InputError, match=r"version 4\.4\.2.*Unrecognized option fps_mode.*set \$FFMPEG"):
+            run(config_of(small_set))
+    finally:
+        monkeypatch.undo()
+        find_ffmpeg.cache_clear()
+        ffmpeg_version.cache_clear()
+    assert not list(Path(small_set["output"]).glob("shards/*"))
+    assert run(config_of(small_set))["num_delivered"] == 12
+
+
+def test_a_disk_that_does_not_answer_costs_no_clip(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails the shard, which the next run writes; a clip that is called missing would stay away."""
+    config = config_of(small_set, texts={})
+    plan = make_plan(config.output, config.metadata, config.shards, config.seed, 1 << 20)
+    tools = Tools.open(config)
+
+    real = Path.stat
+
+    def broken(path: Path, **options: Any) -> os.stat_result:
+        if path.parent.name == "videos":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", broken)
+    with pytest.raises(OSError, match="Stale"):
+        list(build_shard(plan.shard(0), tools, shard_facts("test")))
+    assert not list(config.output.glob("shards/*.parquet"))
+
+
 def test_fast_is_a_word_of_its_own(small_set: Values, tmp_path: Path) -> None:
     assert main([str(write_config(small_set, tmp_path)), "--fast"]) == 0
     assert yaml.safe_load((Path(small_set["output"]) / "config.yaml").read_text())["clips"]["fast"] is True
@@ -266,7 +343,7 @@ def test_what_killed_writers_left_goes_with_the_next_run(small_set: Values, tmp_
     config.output.mkdir()
     for name in ("versions.json", "config.yaml", "manifest.parquet", "stats.json"):
         (config.output / f".{name}.node-7.tmp").write_bytes(b"half a fi")
-    index = index_folder(subtitles, config.output)
+    index = index_folder(subtitles, config.output, "texts")
     (index.parent / f".{index.name}.node-7.tmp").mkdir(parents=True)
     (index.parent / f".{index.name}.node-7.tmp" / "texts.bin").write_bytes(b"half a fi")
     run(config)
