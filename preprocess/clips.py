@@ -1,10 +1,13 @@
 """Geometry, frame rate and codec of the delivered clips."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Section
+
+_QUALITIES = {"mjpeg": 4, "h264": 23}
+"""Of the same number on both scales one is half the size, the other twice as large as it needs to be."""
 
 
 class ClipsConfig(Section):
@@ -19,8 +22,8 @@ class ClipsConfig(Section):
     center_crop: scale the shorter side, then cut the middle square."""
     codec: Literal["mjpeg", "h264"] = "mjpeg"
     """mjpeg: every frame a JPEG in BT.601 full range, fast to read; h264: 3 times smaller, 7 times slower to read."""
-    quality: int = Field(default=4, ge=1, le=51)
-    """mjpeg: ffmpeg's q (2 best, 31 worst); h264: x264's CRF (23 is its default)."""
+    quality: int = Field(default=_QUALITIES["mjpeg"], ge=1, le=51)
+    """mjpeg: ffmpeg's q (2 best, 31 worst), 4 where the config names none; h264: x264's CRF, then 23 as x264 itself."""
     audio: bool = False
     """Also deliver the clip's audio, copied from the source stream, as {key}.mka."""
     fast: bool = False
@@ -29,6 +32,13 @@ class ClipsConfig(Section):
     """ffmpeg's hardware decoder (cuda, vaapi, ...); empty: software. Exempt from byte identity."""
     min_coverage: float = Field(default=0.5, gt=0, le=1)
     """Share of the span that must lie inside the video; below it the clip fails with `span_beyond_end`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quality_of_the_codec(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "quality" not in values and values.get("codec") in _QUALITIES:
+            return {**values, "quality": _QUALITIES[values["codec"]]}
+        return values
 
     @model_validator(mode="after")
     def _fits_the_codec(self) -> "ClipsConfig":

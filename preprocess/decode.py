@@ -14,8 +14,7 @@ import resource
 import selectors
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +25,7 @@ import ffmpeg
 
 from pipeline.data.format import Reason
 from preprocess.clips import ClipsConfig
+from preprocess.clock import Clock
 from preprocess.colours import shape
 from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.limits import LimitsConfig
@@ -56,15 +56,20 @@ class EncodedFrame:
 
 
 def decode_frames_of(
-    path: Path, probe: Probe, spans: Sequence[Slots], grid: Grid, clips: ClipsConfig, limits: LimitsConfig
-) -> Iterator[EncodedFrame]:
+    path: Path,
+    probe: Probe,
+    spans: Sequence[Slots],
+    grid: Grid,
+    clips: ClipsConfig,
+    limits: LimitsConfig,
+    clock: Clock,
+) -> Generator[EncodedFrame, None, None]:
     """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well."""
-    deadline_s = time.monotonic() + limits.time_s
     last_slot = -1
     if probe.can_be_thinned and not clips.fast:
         feed = functools.partial(feed_needed, path, probe.stream_index, Wanted(spans, grid), limits)
         command = decode_command(None, probe, spans, grid, clips, limits)
-        with _LimitedProcess(command, limits, deadline_s, feed) as process:
+        with _LimitedProcess(command, limits, clock, feed) as process:
             for frame in _read_frames(process.stdout, grid):
                 last_slot = frame.slot
                 yield frame
@@ -72,7 +77,7 @@ def decode_frames_of(
                 process.check()
                 return
     command = decode_command(path, probe, spans, grid, clips, limits)
-    with _LimitedProcess(command, limits, deadline_s) as process:
+    with _LimitedProcess(command, limits, clock) as process:
         for frame in _read_frames(process.stdout, grid):
             if frame.slot > last_slot:
                 yield frame
@@ -133,7 +138,7 @@ def decode_command(
 
 
 class _LimitedProcess:
-    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the deadline.
+    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the time.
 
     With `feed` another thread lets that write the ffmpeg's input.
     """
@@ -142,10 +147,10 @@ class _LimitedProcess:
         self,
         command: list[str],
         limits: LimitsConfig,
-        deadline_s: float,
+        clock: Clock,
         feed: Callable[[IO[bytes]], None] | None = None,
     ) -> None:
-        self._limits, self._deadline_s = limits, deadline_s
+        self._limits, self._clock = limits, clock
         stdin = subprocess.DEVNULL if feed is None else subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
@@ -217,7 +222,7 @@ class _LimitedProcess:
         assert self._process.stderr is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
-            while (left_s := self._deadline_s - time.monotonic()) > 0:
+            while (left_s := self._clock.left_s()) > 0:
                 # What a process took is gone with it: look while it lives, also where it says nothing.
                 ready = selector.select(min(left_s, _LOOK_S))
                 self._peak_bytes = max(self._peak_bytes, _address_space(self._process.pid))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from preprocess.clips import ClipsConfig
 from preprocess.cut import cut_clips
 from preprocess.limits import LimitsConfig
+from preprocess.mux import open_track
 from preprocess.probe import probe_video
 from preprocess.records import Clip, Media
 
@@ -42,6 +44,37 @@ def test_h264_shows_the_same_frames_in_fewer_bytes(
     assert [media.data for media in cut(path, clips, ClipsConfig(fps=5, size_px=64, codec="h264", quality=20))] == [
         media.data for media in small
     ]
+
+
+def test_h264_depends_on_its_frames_only() -> None:
+    """x264's macroblock tree read memory that nobody wrote: now and then a few bytes more."""
+    rng, kept = np.random.default_rng(0), []
+    for width, height, num_frames in ((48, 48, 6), (64, 64, 6), (86, 64, 7), (112, 112, 9)):
+        picture = rng.integers(0, 256, (height * 3 // 2, width), dtype=np.uint8)
+        frames = [np.roll(picture, 3 * number, axis=1).tobytes() for number in range(num_frames)]
+        encoded = set()
+        for number in range(30):
+            kept = [*kept[-4:], np.full(rng.integers(1_000, 400_000), number, np.uint8)]  # another heap each time
+            track = open_track("h264", Fraction(5), width, height, 20)
+            for frame in frames:
+                track.add(frame)
+            encoded.add(track.finish())
+        assert len(encoded) == 1
+
+
+def test_the_quality_follows_the_codec_where_none_is_named() -> None:
+    assert (ClipsConfig().quality, ClipsConfig(codec="mjpeg").quality, ClipsConfig(codec="h264").quality) == (4, 4, 23)
+    assert ClipsConfig(codec="h264", quality=4).quality == 4
+
+
+def test_the_size_limit_is_about_what_is_delivered(painted: Callable[..., Path], tmp_path: Path) -> None:
+    """3 s of raw 640x480 at 25 a second are 33 MB, the clip is a hundredth of it."""
+    path = painted(tmp_path / "x.mp4", size=(640, 480))
+    config = ClipsConfig(fps=25, size_px=480, resize="short_side", codec="h264")
+    limits = LIMITS.model_copy(update={"max_clip_mb": 1})
+    (media,) = cut_clips(path, "v", probe_video(path, limits), [Clip("a", 0.0, 3.0)], config, limits)
+    assert isinstance(media, Media), media
+    assert len(media.data) < 2**20 < media.num_frames * 640 * 480
 
 
 def test_settings_that_fit_no_codec_are_refused() -> None:
