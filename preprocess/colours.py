@@ -24,8 +24,7 @@ def shape(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsCon
     if clips.resize == "squash":
         frames = _scale(frames, probe.matrix, probe.full_range, w=str(side), h=str(side))
     else:
-        size = {"w": f"if(gte(iw,ih),-2,{side})", "h": f"if(gte(iw,ih),{side},-2)"}
-        frames = _scale(frames, probe.matrix, probe.full_range, **size)
+        frames = _scale(frames, probe.matrix, probe.full_range, **_short_side(side))
     if clips.resize == "center_crop":
         frames = frames.filter("crop", side, side)
     to_full = clips.codec == "mjpeg"
@@ -38,6 +37,17 @@ def shape(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsCon
         frames = frames.filter("colorspace", ispace=space, space=_BT601, format="yuv444p", **ranges, **same)
         frames = _scale(frames, "bt601", to_full)  # to half the chroma
     return frames.filter("setsar", 1).filter("format", "yuvj420p" if to_full else "yuv420p")
+
+
+def _short_side(side: int) -> dict[str, str]:
+    """The size of an upright frame as it is shown, whatever the shape of its pixels, with an even longer side.
+
+    `scale` computes numbers from the first frame and keeps them. With -2 for the longer side it would keep that, and a
+    stream that changes its shape would change the size of the clip within a clip.
+    """
+    wide = "gte(iw*sar,ih)"
+    longer = {"w": f"round({side}*iw*sar/ih/2)*2", "h": f"round({side}*ih/iw/sar/2)*2"}
+    return {"w": f"if({wide},{longer['w']},{side})", "h": f"if({wide},{side},{longer['h']})"}
 
 
 def _scale(

@@ -89,6 +89,9 @@ def _can_be_thinned(container: av.container.InputContainer, stream: av.VideoStre
     # avcC: NAL units with their length in front. Each field of an interlaced picture may be a packet of its own.
     if (codec.extradata or b"")[:1] != b"\1" or codec.field_order != _PROGRESSIVE:
         return False
+    # NUT tells the shape of pixels as the frames have it, and not the container's better knowledge.
+    if (stream.sample_aspect_ratio or 1) != (codec.sample_aspect_ratio or 1):
+        return False
     # How long the last frame stays follows from the rate that ffmpeg guesses: it must not depend on what it sees of it.
     base, average = stream.base_rate, stream.average_rate
     if not base or not average or abs(base / average - 1) > _RATE_TOLERANCE:

@@ -1,9 +1,11 @@
 """The frames of a clip are the frames of its span, whatever the source looks like."""
 
+import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -93,15 +95,22 @@ def test_start_time_that_is_not_zero(painted: Painter, read_numbers: Numbers, tm
     check_times(media, read_numbers(media.data), [time - 10 for time in times], (1.0, 2.0))
 
 
-@pytest.mark.parametrize("resize", ["squash", "short_side"])
+@pytest.mark.parametrize(
+    ("resize", "size"), [("squash", (48, 48)), ("short_side", (64, 48)), ("center_crop", (48, 48))]
+)
+@pytest.mark.parametrize("second_size", [(96, 64), (96, 128)], ids=["wide", "tall"])
+@pytest.mark.parametrize("codec", ["mjpeg", "h264"])
 def test_a_size_that_changes_on_the_way(
     resize: str,
+    size: tuple[int, int],
+    second_size: tuple[int, int],
+    codec: str,
     painted: Painter,
     paint_number: Callable[[int, int, int], np.ndarray],
-    read_numbers: Numbers,
+    read_painted: Callable[[np.ndarray], int],
     tmp_path: Path,
 ) -> None:
-    """As in recordings of broadcasts: two sizes in one stream, one clock."""
+    """As in recordings of broadcasts: two sizes in one stream, one clock. A clip keeps its first size."""
     options = {"bf": "0"}
     first = painted(tmp_path / "a.ts", num_frames=40, options=options)
     times = [number / 25 for number in range(90)]
@@ -109,14 +118,50 @@ def test_a_size_that_changes_on_the_way(
     def go_on(number: int, width: int, height: int) -> np.ndarray:
         return paint_number(number + 40, width, height)
 
-    second = painted(tmp_path / "b.ts", num_frames=50, times_s=times[40:], size=(96, 64), draw=go_on, options=options)
+    second = painted(
+        tmp_path / "b.ts", num_frames=50, times_s=times[40:], size=second_size, draw=go_on, options=options
+    )
     path = tmp_path / "x.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
     spans: list[tuple[float, float | None]] = [(0.2, 1.2), (1.0, 2.4), (2.0, 3.4)]
-    for media, span in zip(cut(path, spans, resize=resize), spans, strict=True):
+    for media, span in zip(cut(path, spans, resize=resize, codec=codec), spans, strict=True):
         assert isinstance(media, Media), media
-        assert (media.width_px, media.height_px) == ((48, 48) if resize == "squash" else (64, 48))
-        check_times(media, read_numbers(media.data), times, (span[0], span[1] or 0.0))
+        assert (media.width_px, media.height_px) == size
+        with av.open(io.BytesIO(media.data)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert {frame.shape[1::-1] for frame in frames} == {size}
+        # All of the picture is there: black and white blocks, and nothing of what was in its place before.
+        frames = frames if resize != "center_crop" else [_uncropped(frame) for frame in frames]
+        check_times(media, [read_painted(frame) for frame in frames], times, (span[0], span[1] or 0.0))
+
+
+def _uncropped(frame: np.ndarray) -> np.ndarray:
+    """A centre crop of 64x48 with the columns that it lost: blocks reach from edge to edge."""
+    return np.pad(frame, ((0, 0), (8, 8), (0, 0)), mode="edge")
+
+
+@pytest.mark.parametrize(("resize", "size"), [("short_side", (86, 48)), ("center_crop", (48, 48))])
+def test_pixels_that_are_not_square(
+    resize: str, size: tuple[int, int], painted: Painter, read_numbers: Numbers, tmp_path: Path
+) -> None:
+    """16:9 in 5:4, as on DVDs: in the stream's own words, or in the container's alone."""
+    path = painted(tmp_path / "x.mp4", size=(80, 64), options={"x264-params": "sar=64/45", "bf": "2"})
+    told = tmp_path / "told.mp4"
+    plain = painted(tmp_path / "plain.mp4", size=(80, 64), options={"bf": "2"})
+    command = [find_ffmpeg(), "-v", "error", "-i", str(plain), "-c", "copy", "-aspect", "16:9", str(told)]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    for source in (path, told):
+        (media,) = cut(source, [(0.0, 1.0)], resize=resize)
+        assert isinstance(media, Media), media
+        assert (media.width_px, media.height_px) == size
+
+
+def test_frames_that_no_codec_takes_fail_their_clip(painted: Painter, tmp_path: Path) -> None:
+    """A strip of a picture, scaled to 224 at its short side, is too high for H.264."""
+    path = painted(tmp_path / "x.mp4", num_frames=5, size=(16, 2000), options={"preset": "ultrafast"})
+    (failure,) = cut(path, [(0.0, 0.2)], resize="short_side", size_px=224, codec="h264")
+    assert isinstance(failure, Failure) and failure.reason == Reason.VIDEO_UNREADABLE
+    assert "224x28000" in failure.detail
 
 
 def test_overlapping_and_equal_spans_get_equal_frames(painted: Painter, read_numbers: Numbers, tmp_path: Path) -> None:
