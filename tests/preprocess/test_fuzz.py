@@ -17,6 +17,8 @@ from preprocess.merge import published_shards
 from preprocess.run import run
 
 Damage = Callable[[random.Random, bytes], bytes]
+Painter = Callable[..., Path]
+Mixer = Callable[[Path, Path], Path]
 
 
 def truncated(rng: random.Random, data: bytes) -> bytes:
@@ -108,7 +110,7 @@ def write_inputs(folder: Path, sources: list[Path], num_inputs: int) -> int:
     return 2 * num_inputs
 
 
-def fuzz(folder: Path, painted: Callable[..., Path], num_inputs: int) -> dict[str, Any]:
+def fuzz(folder: Path, painted: Painter, add_sound: Mixer, num_inputs: int, **clips: Any) -> dict[str, Any]:
     (folder / "videos").mkdir()
     secret = np.full((48, 64, 3), 255, np.uint8)
     painted(folder / "videos" / "secret.mp4", num_frames=75, draw=lambda *_: secret)
@@ -118,6 +120,8 @@ def fuzz(folder: Path, painted: Callable[..., Path], num_inputs: int) -> dict[st
         painted(folder / "c.ts", num_frames=40),
         painted(folder / "d.avi", num_frames=40, codec="mpeg4"),
     ]
+    if clips.get("audio"):
+        sources = [add_sound(source, folder / f"sound_{source.name}") for source in sources[:3]]
     num_clips = write_inputs(folder, sources, num_inputs)
     values = {
         "output": str(folder / "out"),
@@ -127,7 +131,7 @@ def fuzz(folder: Path, painted: Callable[..., Path], num_inputs: int) -> dict[st
             "templates": [str(folder / "videos" / "{video_id}.{ext}")],
             "extensions": ["mp4", "mkv", "ts", "avi"],
         },
-        "clips": {"fps": 5, "size_px": 32},
+        "clips": {"fps": 5, "size_px": 32, **clips},
         "shards": {"clips_per_shard": 64},
         "limits": {"time_s": 20, "memory_mb": 2048},
     }
@@ -146,12 +150,13 @@ def fuzz(folder: Path, painted: Callable[..., Path], num_inputs: int) -> dict[st
 
 
 @pytest.mark.heavy
-def test_forty_damaged_inputs(painted: Callable[..., Path], tmp_path: Path) -> None:
-    stats = fuzz(tmp_path, painted, 40)
+@pytest.mark.parametrize("clips", [{}, {"codec": "h264", "resize": "short_side", "audio": True}], ids=["jpeg", "h264"])
+def test_forty_damaged_inputs(clips: dict[str, Any], painted: Painter, add_sound: Mixer, tmp_path: Path) -> None:
+    stats = fuzz(tmp_path, painted, add_sound, 40, **clips)
     assert stats["num_delivered"] > 0 and stats["num_failed"] > 0
 
 
 @pytest.mark.slow
-def test_three_hundred_and_twenty_damaged_inputs(painted: Callable[..., Path], tmp_path: Path) -> None:
-    stats = fuzz(tmp_path, painted, 320)
+def test_three_hundred_and_twenty_damaged_inputs(painted: Painter, add_sound: Mixer, tmp_path: Path) -> None:
+    stats = fuzz(tmp_path, painted, add_sound, 320)
     assert stats["num_delivered"] > 0 and len(stats["reasons"]) >= 2
