@@ -25,7 +25,7 @@ from preprocess.pack import ShardWriter
 from preprocess.plan import ShardPlan
 from preprocess.probe import probe_video
 from preprocess.records import Clip, ClipError, Failure, Media, Video
-from preprocess.texts import Texts
+from preprocess.texts import ClipTexts, Texts
 from preprocess.videos import VideoLocator
 
 
@@ -106,7 +106,11 @@ def _write_all(writer: ShardWriter, outcomes: Iterable[Outcome]) -> None:
 
 
 def _deliver(video: Video, tools: Tools, poison: tuple[Reason, str] | None) -> Iterator[Outcome]:
-    """Every clip of `video` once, with its texts."""
+    """Every clip of `video` once, with its texts. Of a poisoned video nothing is read, its texts neither."""
+    if poison is not None:
+        for clip in video.clips:
+            yield Outcome(video.video_id, Failure(clip.clip_id, video.video_id, *poison), ClipTexts(None, None, None))
+        return
     texts = {clip.clip_id: tools.texts.of(video.video_id, clip) for clip in video.clips}
     wanted: list[Clip] = []
     for clip in video.clips:
@@ -121,17 +125,13 @@ def _deliver(video: Video, tools: Tools, poison: tuple[Reason, str] | None) -> I
             yield Outcome(video.video_id, failure, texts[clip.clip_id])
     if not wanted:
         return
-    for result in _decode(video.video_id, wanted, tools, poison):
+    for result in _decode(video.video_id, wanted, tools):
         clip_id = result.clip_id if isinstance(result, Failure) else result.clip.clip_id
         yield Outcome(video.video_id, result, texts[clip_id])
 
 
-def _decode(
-    video_id: str, clips: list[Clip], tools: Tools, poison: tuple[Reason, str] | None
-) -> Iterator[Media | Failure]:
+def _decode(video_id: str, clips: list[Clip], tools: Tools) -> Iterator[Media | Failure]:
     try:
-        if poison is not None:
-            raise ClipError(*poison)
         path = _find(video_id, tools.locate)
         probe = probe_video(path, tools.config.limits)
     except ClipError as error:

@@ -10,6 +10,7 @@ captions of YouTube) is taken once.
 import html
 import itertools
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from preprocess.records import Clip
 from preprocess.videos import is_file
 
 _ARROW = re.compile(r"^\s*([\d:.,]+)\s*-->\s*([\d:.,]+)")
-_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 _MAX_LINE_BYTES = 1 << 16
+MAX_FILE_BYTES = 1 << 24
+"""Ten hours of captions with a time for each word are a third of it; a larger file is no subtitle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,18 @@ class SubtitleFiles:
     def __call__(self, video_id: str, clip: Clip) -> str | None:
         if video_id != self._video_id:
             path = Path(self._template.format(video_id=video_id))
-            self._cues = read_cues(path) if is_file(path) else []
+            self._cues = read_cues(path) if is_file(path) and _is_of_sane_size(path) else []
             self._video_id = video_id
         end_s = float("inf") if clip.end_s is None else clip.end_s
-        return " ".join(word for cue in self._cues for word in cue.between(clip.start_s, end_s)) or None
+        cues = [cue for cue in self._cues if cue.start_s < end_s and clip.start_s < cue.end_s]
+        return " ".join(word for cue in cues for word in cue.between(clip.start_s, end_s)) or None
+
+
+def _is_of_sane_size(path: Path) -> bool:
+    if path.stat().st_size <= MAX_FILE_BYTES:
+        return True
+    print(f"texts: {path} is larger than {MAX_FILE_BYTES} bytes and is passed over", file=sys.stderr, flush=True)
+    return False
 
 
 def read_cues(path: Path) -> list[Cue]:

@@ -312,24 +312,30 @@ def test_a_mistake_before_the_first_shard_binds_nobody(small_set: Values, tmp_pa
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("death", "reason"), [("os.kill(os.getpid(), 11)", "video_unreadable"), ("raise MemoryError", "memory_limit")]
+    ("place", "death", "reason"),
+    [
+        ("probe", "os.kill(os.getpid(), 11)", "video_unreadable"),
+        ("probe", "raise MemoryError", "memory_limit"),
+        ("texts", "os.kill(os.getpid(), 11)", "video_unreadable"),
+    ],
 )
-def test_a_crash_costs_one_video(small_set: Values, death: str, reason: str, tmp_path: Path) -> None:
-    """A worker dies each time it reads one video: its clips fail, all others are delivered."""
+def test_a_crash_costs_one_video(small_set: Values, place: str, death: str, reason: str, tmp_path: Path) -> None:
+    """A worker dies each time it reads one video, or its texts: its clips fail, all others are delivered."""
     path = write_config({**small_set, "output": str(tmp_path / "crash")}, tmp_path)
     script = (
         "import os, sys, preprocess.shard as shard\n"
-        "real = shard.probe_video\n"
-        "def deadly(path, limits):\n"
-        "    if path.name == '-vid_2.mp4': DEATH\n"
-        "    return real(path, limits)\n"
+        "owner, name = {'probe': (shard, 'probe_video'), 'texts': (shard.Texts, 'of')}['PLACE']\n"
+        "real = getattr(owner, name)\n"
+        "def deadly(*arguments):\n"
+        "    if any('-vid_2' in str(argument) for argument in arguments[:2]): DEATH\n"
+        "    return real(*arguments)\n"
         "import preprocess.workers as workers, multiprocessing\n"
-        "if multiprocessing.current_process().name != 'MainProcess': shard.probe_video = deadly\n"
+        "if multiprocessing.current_process().name != 'MainProcess': setattr(owner, name, deadly)\n"
         "else:\n"
         "    from preprocess.run import main\n"
         "    sys.exit(main(sys.argv[1:]))\n"
     )
-    (tmp_path / "deadly.py").write_text(script.replace("DEATH", death))
+    (tmp_path / "deadly.py").write_text(script.replace("DEATH", death).replace("PLACE", place))
     subprocess.run([sys.executable, str(tmp_path / "deadly.py"), str(path)], check=True, capture_output=True)
     found = failures(tmp_path / "crash")
     assert found == {f"-vid_2.{k}.mp4": reason for k in range(3)}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.records import Clip
+from preprocess.subtitle_files import SubtitleFiles, read_cues
 from preprocess.texts import Texts, TextsConfig
 
 VTT = """\ufeffWEBVTT
@@ -55,3 +56,24 @@ def test_words_of_the_span(suffix: str, content: str, tmp_path: Path) -> None:
     assert subtitle(0, 1.5) == "one"
     assert subtitle(4, 5) is None
     assert subtitle(0, 9, "other") is None
+
+
+def test_markup_without_end_costs_no_more_than_text(tmp_path: Path) -> None:
+    """Each opening bracket was looked at from every one before it: a line of 64 kB took seconds, a file hours."""
+    path = tmp_path / "v.vtt"
+    for line in ("<" * 60_000, "{\\" * 30_000):
+        cues = [f"00:00.000 --> 00:02.000\n{number}{line}\n\n" for number in range(15)]
+        path.write_text("WEBVTT\n\n" + "".join(cues))
+        assert len(read_cues(path)) == 15
+
+
+def test_a_file_of_no_sane_size_is_no_subtitle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "v.vtt"
+    path.write_text("WEBVTT\n\n00:00.000 --> 00:02.000\nhello\n")
+    lookup = SubtitleFiles(str(tmp_path / "{video_id}.vtt"))
+    assert lookup("v", Clip("a", 0, 2)) == "hello"
+    monkeypatch.setattr("preprocess.subtitle_files.MAX_FILE_BYTES", 30)
+    assert SubtitleFiles(str(tmp_path / "{video_id}.vtt"))("v", Clip("a", 0, 2)) is None
+    assert "v.vtt" in capsys.readouterr().err
