@@ -29,7 +29,7 @@ from pipeline.data.format import name_hash
 from pipeline.data.frames import EncodedClip, middle_index, open_clip_bytes, uniform_indices
 from pipeline.data.index import Place
 from pipeline.data.mp4 import jpeg_packets
-from pipeline.data.sample import read_sample
+from pipeline.data.sample import open_block, read_block
 from pipeline.data.transform import WHOLE, FrameFit
 
 NUM_FRAMES = 40
@@ -102,7 +102,8 @@ def ways(mjpeg: bytes, h264: bytes, out: NDArray[np.uint8]) -> dict[str, Callabl
         FIT.place(frame, WHOLE, target(index))
 
     def whole_sample() -> None:
-        read = read_sample(sample, sample.place, subtitle_from="json:subtitle", caption_from="json:caption")
+        block = read_block(sample, sample.place)
+        read = open_block(block, sample.place, subtitle_from="json:subtitle", caption_from="json:caption")
         open_clip_bytes(read.media, read.ext).visit([*INDICES, middle_index(NUM_FRAMES)], place, target)
 
     found: dict[str, Callable[[], object]] = {

@@ -5,6 +5,7 @@
 Workers: whole batches through the stream, from a shard in the page cache; the two settings take turns. On a machine
 that is busy with other work the clock measures that work too, so clips per CPU-second of the workers are printed as
 well: they tell whether a second worker costs the first one anything.
+Latency: the same with 30 ms added to every read, with reads ahead and one by one; the latency is added by this script.
 Data wait: a step is a sleep (the GPU's time) that is 1.5 times as long as the workers need for a batch.
 """
 
@@ -13,11 +14,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from benchmarks.stream_scale import tokenize, write_set
+from pipeline.data.loader import RankLoader, Recipe
+from pipeline.data.pool import run_workers
+from pipeline.data.schedule import Composition
 from pipeline.data.sources import SourceConfig
 from pipeline.data.stream import DataConfig, Stream
 
@@ -28,6 +35,47 @@ def stream_of(folder: Path, num_workers: int) -> Stream:
     """Batches of 32 clips, 12 frames of 224 px."""
     config = DataConfig(sources=[SourceConfig(shards=str(folder))], num_workers=num_workers)
     return Stream(config, global_batch_size=BATCH, image_size_px=224, tokenize=tokenize, seed=1)
+
+
+class FarLoader(RankLoader):
+    """A loader whose local reads take longer by `latency_s`."""
+
+    def __init__(self, recipe: Recipe, latency_s: float) -> None:
+        super().__init__(recipe)
+        self._latency_s = latency_s
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": (self.recipe, self._latency_s)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(*state["arguments"])  # type: ignore[misc]
+
+    def _read(self, slot: Any) -> bytes:
+        time.sleep(self._latency_s)
+        return super()._read(slot)
+
+
+def far_speed(folder: Path, latency_s: float, read_ahead: int, seconds: float) -> float:
+    """Clips per second of one worker, in the steady state."""
+    stream = stream_of(folder, 1)
+
+    def compositions() -> Iterator[Composition]:
+        cursor = stream._schedule.start()
+        while True:
+            composition, cursor = stream._schedule.compose(cursor, BATCH)
+            yield composition
+
+    load = FarLoader(replace(stream._recipe(), read_ahead=read_ahead), latency_s)
+    batches = run_workers(load, compositions(), num_workers=1, prefetch=2)
+    for _ in range(3):
+        next(batches)
+    started, num_batches = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        next(batches)
+        num_batches += 1
+    elapsed = time.perf_counter() - started
+    batches.close()
+    return num_batches * BATCH / elapsed
 
 
 def workers_cpu_s() -> float:
@@ -64,6 +112,16 @@ def data_wait(folder: Path, num_workers: int, step_s: float, num_steps: int) -> 
     return waited / (time.perf_counter() - started), busy_s / (num_steps * step_s)
 
 
+def print_far_speeds(folder: Path, seconds: float) -> None:
+    """One worker near and far from its files; the settings take turns."""
+    settings = [(0.0, 1), (0.0, 16), (0.03, 1), (0.03, 16)]
+    found = [[far_speed(folder, *setting, seconds / 2) for setting in settings] for _ in range(4)]
+    near_one, near, far_one, far = (statistics.median(column) for column in zip(*found, strict=True))
+    print(f"1 worker, reads from the page cache: one by one {near_one:.0f} clips/s, 16 ahead {near:.0f}")
+    print(f"1 worker, 30 ms added to each read: one by one {far_one:.0f} clips/s, 16 ahead {far:.0f}")
+    print(f"16 ahead / one by one: {near / near_one:.2f} near, {far / far_one:.1f} far; far / near: {far / near:.2f}")
+
+
 def main(argv: list[str]) -> None:
     """Print one line per figure."""
     seconds = float(argv[0]) if argv else 6.0
@@ -77,6 +135,7 @@ def main(argv: list[str]) -> None:
         print(f"2 workers / 1 worker, clips per second: median {statistics.median(ratios):.2f}, best {max(ratios):.2f}")
         per_cpu = statistics.median(2 * both[1] / alone[1] for alone, both in pairs)
         print(f"2 workers / 1 worker, by the CPU time that a clip costs: {per_cpu:.2f}")
+        print_far_speeds(folder, seconds)
         step_s = 1.5 * BATCH / two
         waits = [data_wait(folder, 2, step_s, 30) for _ in range(3)]
         clock, cpu = (statistics.median(column) for column in zip(*waits, strict=True))
@@ -84,4 +143,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # Workers unpickle by module name, and `__main__` is another module there.
+    from benchmarks import stream_workers
+
+    stream_workers.main(sys.argv[1:])

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "failure",
     "batch.micro_batches",
     "data.num_workers",
+    "data.read_ahead",
 )
 """Keys that a resumed run may change: they decide how a step is run and recorded, not what it computes."""
 

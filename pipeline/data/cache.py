@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Section
-from pipeline.data.storage import Folder, LocalFolder, RemoteFolder, checked, retried
+from pipeline.data.storage import MAX_OPEN_FILES, Folder, LocalFolder, RemoteFolder, checked, retried
 from pipeline.errors import PipelineError
 
 _MAX_OPEN_SHARDS = 4  # an evicted shard that is still open takes up disk until it is closed
@@ -127,10 +127,12 @@ class CachedFolder:
             excess -= size
 
 
-def open_folder(folder: str, cache: CacheConfig | None = None, version: str = "") -> Folder:
+def open_folder(
+    folder: str, cache: CacheConfig | None = None, version: str = "", max_open_files: int = MAX_OPEN_FILES
+) -> Folder:
     """The reader for a path, or for a URL with or without a cache; `version` is the manifest's hash."""
     if "://" not in folder:
-        return LocalFolder(folder)
+        return LocalFolder(folder, max_open_files)
     if cache is None:
         return RemoteFolder(folder)
     return CachedFolder(folder, cache, version)

@@ -6,6 +6,7 @@ for clip_ids, video_BTCHW, ok_B in reader.batches(0, len(reader), batch_size=32,
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from pipeline.data.index import Place
 from pipeline.data.loader import Failed
 from pipeline.data.manifest_file import read_manifest, read_table
 from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
-from pipeline.data.sample import read_sample
+from pipeline.data.read_ahead import ReadAhead
+from pipeline.data.sample import open_block, read_block
 from pipeline.data.storage import DamagedSample, Folder
 from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import InputError, PipelineError, RunError
 
 _PREFETCH_BATCHES = 2
+_READ_AHEAD = 16
 
 
 class ClipReader:
@@ -87,14 +90,21 @@ class _ClipBatches:
         self._places = places
         self._num_frames = num_frames
         self._fit = fit
+        self._ahead: ReadAhead[Place, bytes] = ReadAhead(self._places_of, self._read, _READ_AHEAD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": (self._folder, self._places, self._num_frames, self._fit)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(*state["arguments"])  # type: ignore[misc]
 
     def __call__(self, numbers: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | Failed:
         size = self._fit.size_px
         video_BTHWC = empty_bytes(len(numbers), self._num_frames, size, size, 3)
         ok_B = np.zeros(len(numbers), dtype=bool)
-        for row, number in enumerate(numbers):
+        for row, (place, block) in enumerate(self._ahead.of(numbers)):
             try:
-                self._decode(self._places[number], video_BTHWC[row])
+                self._decode(block(), place, video_BTHWC[row])
                 ok_B[row] = True
             except (DamagedSample, DamagedMedia):
                 video_BTHWC[row] = 0
@@ -102,8 +112,14 @@ class _ClipBatches:
                 return Failed(str(error))
         return video_BTHWC, ok_B
 
-    def _decode(self, place: Place, video_THWC: NDArray[np.uint8]) -> None:
-        sample = read_sample(self._folder, place, subtitle_from="", caption_from="")
+    def _places_of(self, numbers: Sequence[int]) -> list[Place]:
+        return [self._places[number] for number in numbers]
+
+    def _read(self, place: Place) -> bytes:
+        return read_block(self._folder, place)
+
+    def _decode(self, block: bytes, place: Place, video_THWC: NDArray[np.uint8]) -> None:
+        sample = open_block(block, place, subtitle_from="", caption_from="")
         clip = open_clip_bytes(sample.media, sample.ext)
         indices = uniform_indices(clip.num_frames, self._num_frames)
         for frame, out in zip(clip.read(indices), video_THWC, strict=True):

@@ -22,15 +22,17 @@ from pipeline.data.frames import DamagedMedia, jittered_indices, middle_index, o
 from pipeline.data.index import Manifest, Place
 from pipeline.data.order import keyed_generator, mix
 from pipeline.data.pool import empty_bytes
+from pipeline.data.read_ahead import ReadAhead
 from pipeline.data.sample import Sample
 from pipeline.data.schedule import Composition
 from pipeline.data.sources import Source, SourceConfig
-from pipeline.data.storage import DamagedSample
+from pipeline.data.storage import DamagedSample, open_files_for
 from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import PipelineError
 
 Tokenize = Callable[[list[str]], Tensor]
 Pixels = NDArray[np.uint8]
+_Slot = tuple[int, int, Place]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Recipe:
     jitter: bool
     fit: FrameFit
     verify_media: bool
+    read_ahead: int
+    """Reads under way at once."""
     num_rows: int
     """Rows of this rank's batch, padding included."""
     tokenize: Tokenize
@@ -80,9 +84,13 @@ class RankLoader:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._sources: list[Source] = []
+        self._ahead: ReadAhead[_Slot, bytes] = ReadAhead(self._slots, self._read, recipe.read_ahead)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "_sources": []}
+        return {"recipe": self.recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["recipe"])  # type: ignore[misc]
 
     def __call__(self, composition: Composition) -> Loaded | Failed:
         try:
@@ -101,13 +109,13 @@ class RankLoader:
         keys = [""] * recipe.num_rows
         texts = [("", "")] * recipe.num_rows
         bad: list[BadSample] = []
-        for row, (number, own_epoch, place) in enumerate(self._places(composition)):
+        for row, ((number, own_epoch, place), block) in enumerate(self._ahead.of(composition)):
+            source = self._sources[number]
             try:
-                sample = self._sources[number].read(place, verify_media=recipe.verify_media)
+                sample = source.sample(block(), place, verify_media=recipe.verify_media)
                 rng = keyed_generator(recipe.seed, own_epoch, place.key_hash + place.text_number)
                 self._decode(sample, rng, video_BTHWC[row], middle_BHWC[row])
             except (DamagedSample, DamagedMedia) as error:
-                source = self._sources[number]
                 reason = error.reason if isinstance(error, DamagedSample) else "media_undecodable"
                 keys[row] = source.key_at(place)
                 bad.append(BadSample(keys[row], f"{source.name}/{place.shard}.tar", reason))
@@ -131,9 +139,13 @@ class RankLoader:
         sources = (*(int(number) for number in composition.sources_G), *[-1] * num_padding)
         return Loaded(arrays, composition.index, composition.epoch, tuple(keys), sources, tuple(bad))
 
-    def _places(self, composition: Composition) -> list[tuple[int, int, Place]]:
+    def _read(self, slot: _Slot) -> bytes:
+        number, _, place = slot
+        return self._sources[number].read(place)
+
+    def _slots(self, composition: Composition) -> list[_Slot]:
         """(source, own epoch, place) of each slot, in slot order."""
-        found: list[tuple[int, int, Place] | None] = [None] * len(composition.sources_G)
+        found: list[_Slot | None] = [None] * len(composition.sources_G)
         pairs = np.stack([composition.sources_G, composition.own_epochs_G], axis=1)
         for number, own_epoch in np.unique(pairs, axis=0):
             slots = np.flatnonzero((pairs == (number, own_epoch)).all(axis=1))
@@ -181,12 +193,13 @@ class RankLoader:
 
 def open_sources(recipe: Recipe) -> list[Source]:
     """Map the manifests that the recipe names."""
+    max_open_files = open_files_for(recipe.window_shards if recipe.shuffle else None, len(recipe.sources))
     named = zip(recipe.sources, recipe.manifest_hashes, recipe.excluded_rows, strict=True)
     return [
         Source(
             Manifest.open(config.shards, pinned=pinned, index_folder=recipe.index_folder),
             config,
-            open_folder(config.shards, recipe.cache, pinned),
+            open_folder(config.shards, recipe.cache, pinned, max_open_files),
             excluded_rows,
             seed=mix(recipe.seed, number),
             shuffle=recipe.shuffle,

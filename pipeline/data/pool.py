@@ -15,12 +15,14 @@ import gc
 import itertools
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -113,10 +115,49 @@ def empty_bytes(*shape: int) -> NDArray[np.uint8]:
     return np.empty(shape, dtype=np.uint8) if _Worker.lender is None else _Worker.lender.empty_bytes(*shape)
 
 
+def next_request() -> Any | None:
+    """What this worker will be asked for after the item at hand, if that is known by now; None outside of a worker."""
+    return None if _Worker.requests is None else _Worker.requests.peek()
+
+
 class _Worker:
     """What a process knows of itself as a worker."""
 
     lender: Lender | None = None
+    requests: "_Requests | None" = None
+
+
+class _Requests:
+    """A worker's requests, in order. Memory that comes back with one is free at once."""
+
+    def __init__(self, channel: socket.socket, lender: Lender) -> None:
+        self._channel = channel
+        self._lender = lender
+        self._taken: deque[Any] = deque()
+        self._is_closed = False
+
+    def take(self) -> Any:
+        """The next one. Raises EOFError when the trainer has gone."""
+        if not self._taken:
+            self._receive()
+        if not self._taken:
+            raise EOFError("the trainer has closed its end")
+        return self._taken.popleft()
+
+    def peek(self) -> Any | None:
+        """The next one if it is there."""
+        if not self._taken and not self._is_closed and select.select([self._channel], [], [], 0)[0]:
+            self._receive()
+        return self._taken[0] if self._taken else None
+
+    def _receive(self) -> None:
+        try:
+            request, returned = receive(self._channel)
+        except (EOFError, ConnectionError):
+            self._is_closed = True
+            return
+        self._lender.take_back(returned)
+        self._taken.append(request)
 
 
 class _WorkerEnd:
@@ -205,12 +246,12 @@ def serve(descriptor: int) -> None:
 
 def _work(load: Load | str, trainer: socket.socket) -> None:
     lender = _Worker.lender = Lender()
+    requests = _Worker.requests = _Requests(trainer, lender)
     while True:
         try:
-            request, returned = receive(trainer)
-        except (EOFError, ConnectionError):
+            request = requests.take()
+        except EOFError:
             return
-        lender.take_back(returned)
         try:
             if isinstance(load, str):
                 raise ImportError(

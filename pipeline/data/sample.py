@@ -1,6 +1,7 @@
 """One sample: a run of tar members -> checked media bytes and texts.
 
-    place -> bytes of [offset, offset + size) -> members by extension -> Sample(key, media, ext, subtitle, caption)
+    place --read_block--> bytes of [offset, offset + size) --open_block--> members by extension
+    -> Sample(key, media, ext, subtitle, caption)
 
 Nothing is believed: every tar header's checksum, the key against the index (a shard that was replaced), and the media's
 sha256 (a flipped bit inside a JPEG decodes without any complaint). What fails raises `DamagedSample` with a reason.
@@ -33,11 +34,15 @@ class Sample:
     caption: str
 
 
-def read_sample(
-    folder: Folder, place: Place, *, subtitle_from: str, caption_from: str, verify_media: bool = True
+def read_block(folder: Folder, place: Place) -> bytes:
+    """The tar members of the sample at `place`. Raises DamagedSample; RunError when the file system keeps failing."""
+    return folder.read(f"{place.shard}.tar", place.offset, place.size)
+
+
+def open_block(
+    block: bytes, place: Place, *, subtitle_from: str, caption_from: str, verify_media: bool = True
 ) -> Sample:
-    """Read and check the sample at `place`. Raises DamagedSample; RunError when the file system keeps failing."""
-    block = folder.read(f"{place.shard}.tar", place.offset, place.size)
+    """Check the block that lies at `place` and take it apart. Raises DamagedSample."""
     members: dict[str, bytes] = {}
     for name, content in tar_members(block):
         key, _, ext = name.rpartition("/")[2].partition(".")

@@ -2,7 +2,7 @@
 
 source = Source(manifest, config, folder, excluded_rows, seed=42, shuffle=True, window_shards=None)
 places = source.places(own_epoch, positions)
-sample = source.read(places[0], verify_media=True)
+sample = source.sample(source.read(places[0]), places[0], verify_media=True)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pipeline.config import Section
 from pipeline.data.index import Manifest, Place
 from pipeline.data.manifest_file import read_table
 from pipeline.data.order import EpochOrder, mix
-from pipeline.data.sample import Sample, read_sample
+from pipeline.data.sample import Sample, open_block, read_block
 from pipeline.data.storage import Folder
 from pipeline.data.text_table import TextTable
 from pipeline.errors import InputError, RunError
@@ -125,10 +125,14 @@ class Source:
             replace(place, text=pick.text, text_number=pick.number) for place, pick in zip(places, picks, strict=True)
         ]
 
-    def read(self, place: Place, *, verify_media: bool) -> Sample:
-        """The sample at `place`. Raises DamagedSample, or RunError when the file system keeps failing."""
-        sample = read_sample(
-            self._folder,
+    def read(self, place: Place) -> bytes:
+        """The bytes of the sample at `place`. Raises DamagedSample, or RunError when the file system keeps failing."""
+        return read_block(self._folder, place)
+
+    def sample(self, block: bytes, place: Place, *, verify_media: bool) -> Sample:
+        """The sample in the bytes that `read` gave. Raises DamagedSample."""
+        sample = open_block(
+            block,
             place,
             subtitle_from=self._subtitle_from if place.text is None else "",
             caption_from=self._caption_from,

@@ -11,6 +11,8 @@ it does not pass it is fatal (`RunError`) and never counted as a bad sample.
 """
 
 import os
+import resource
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,6 +27,12 @@ READ_RETRY_PAUSES_S = (0.1, 1.0, 5.0)
 MAX_OPEN_FILES = 64
 
 Read = TypeVar("Read")
+
+
+def open_files_for(window_shards: int | None, num_sources: int) -> int:
+    """Files to keep open for one source: a window's shards, as far as half of this process's descriptors go."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(MAX_OPEN_FILES, min(window_shards or 0, allowed // (2 * num_sources)))
 
 
 class DamagedSample(Exception):
@@ -48,13 +56,25 @@ class Folder(Protocol):
         """These files will be read soon."""
 
 
+class _OpenFile:
+    """A descriptor that is closed when the last thread lets go of it, also one that is being read."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
 class LocalFolder:
-    """A folder of a local or parallel file system."""
+    """A folder of a local or parallel file system. Threads may read at once."""
 
     def __init__(self, folder: str | Path, max_open_files: int = MAX_OPEN_FILES) -> None:
         self._folder = Path(folder)
         self._max_open_files = max_open_files
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._guard = threading.Lock()
 
     def read_file(self, name: str) -> bytes:
         """A whole small file. Raises FileNotFoundError, or RunError."""
@@ -69,27 +89,36 @@ class LocalFolder:
 
     def pread(self, name: str, offset: int, size: int) -> bytes:
         """At most `size` bytes; fewer at the end of the file. Raises OSError."""
-        descriptor = self._descriptor(name)
+        file = self._opened(name)
         try:
-            pieces = [os.pread(descriptor, size, offset)]
+            pieces = [os.pread(file.descriptor, size, offset)]
             while pieces[-1] and (missing := size - sum(map(len, pieces))):
-                pieces.append(os.pread(descriptor, missing, offset + size - missing))
+                pieces.append(os.pread(file.descriptor, missing, offset + size - missing))
         except OSError:
             # A stale handle of a network file system heals only by opening again.
-            os.close(self._descriptors.pop(name))
+            with self._guard:
+                if self._open_files.get(name) is file:
+                    del self._open_files[name]
             raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": OrderedDict()}
+        return {"arguments": (self._folder, self._max_open_files)}
 
-    def _descriptor(self, name: str) -> int:
-        if name not in self._descriptors:
-            if len(self._descriptors) >= self._max_open_files:
-                os.close(self._descriptors.popitem(last=False)[1])
-            self._descriptors[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        self._descriptors.move_to_end(name)
-        return self._descriptors[name]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(*state["arguments"])  # type: ignore[misc]
+
+    def _opened(self, name: str) -> _OpenFile:
+        with self._guard:
+            if name in self._open_files:
+                self._open_files.move_to_end(name)
+                return self._open_files[name]
+        file = _OpenFile(self._folder / name)  # not under the lock: opening is what takes long on a far file system
+        with self._guard:
+            file = self._open_files.setdefault(name, file)
+            if len(self._open_files) > self._max_open_files:
+                self._open_files.popitem(last=False)
+        return file
 
 
 class RemoteFolder:

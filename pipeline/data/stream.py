@@ -77,6 +77,8 @@ class DataConfig(Section):
     """Data workers per rank; 0: load in the trainer's own process."""
     prefetch_batches: int = Field(default=2, ge=1)
     """Batches that each worker holds ready."""
+    read_ahead: int = Field(default=16, ge=1, le=256)
+    """Samples that each worker reads at once, ahead of decoding: more for a file system that answers slowly."""
     index_folder: Path | None = None
     """Where indexes of manifests are kept; null: beside the shards, or in the user's cache where that is read-only."""
 
@@ -307,6 +309,7 @@ class Stream:
             jitter=config.jitter,
             fit=fit,
             verify_media=config.verify_media,
+            read_ahead=config.read_ahead,
             num_rows=-(-self.global_batch_size // self._world_size),
             tokenize=self._tokenize,
         )

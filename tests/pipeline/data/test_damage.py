@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.data import storage
+from pipeline.data import read_ahead, storage
 from pipeline.data.sample import tar_members
 from pipeline.data.sources import SourceConfig
 from pipeline.data.storage import DamagedSample
@@ -18,6 +18,13 @@ from pipeline.data.stream import DataConfig, Stream
 from pipeline.errors import RunError
 
 MakeSet = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True, params=["one by one", "ahead"])
+def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an error means is the same where threads read ahead: here from the second read on."""
+    if request.param == "ahead":
+        monkeypatch.setattr(read_ahead, "_LONG_S", -1.0)
 
 
 def tokenize(texts: list[str]) -> torch.Tensor:
