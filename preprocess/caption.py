@@ -8,6 +8,7 @@ a caption, with its settings, goes into `caption_source`.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,9 @@ from pipeline.config import Section
 from pipeline.errors import InputError
 from preprocess.records import clean_text
 
+PLACEMENT = ("device", "workers_per_gpu")
+"""Options that have no say in what is written."""
+
 Captioner = Callable[[Sequence[np.ndarray], Sequence[str]], list[str | None]]
 """(images uint8 [H, W, 3], clip ids) -> texts."""
 
@@ -29,7 +33,7 @@ class CaptionerConfig(Section):
     """Which model writes captions for the middle frames."""
 
     kind: Literal["none", "open_clip", "transformers"] = "none"
-    """none: only published captions; open_clip: a CoCa; transformers: any image-to-text model."""
+    """none: only published captions; open_clip: a CoCa; transformers: a model that turns an image alone into text."""
     model: str = "coca_ViT-L-14"
     """open_clip: a model name, or the path of a model's JSON; transformers: a hub name or a local folder."""
     pretrained: str = "mscoco_finetuned_laion2b_s13b_b90k"
@@ -48,8 +52,11 @@ class CaptionerConfig(Section):
     """Longer captions are cut after this many words."""
     batch_size: int = Field(default=32, ge=1)
     """Images a step; batches cross clips and videos, but not shards."""
-    device: str = "auto"
-    """auto: a GPU where there is one, else cpu; or cpu, cuda, cuda:1."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
+    """auto: the GPUs of the machine, worker by worker, else the CPU; cuda: GPUs or an error; or cpu, cuda:1."""
+    workers_per_gpu: int = Field(default=4, ge=1)
+    """Most worker processes that share a GPU, each with a model of its own (CoCa ViT-L: about 5 GB); they also decode,
+    so more of them keep more cores busy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
 
@@ -62,12 +69,61 @@ class CaptionerConfig(Section):
 
 
 def open_captioner(config: CaptionerConfig, seed: int) -> Captioner | None:
-    """Load the model. An unknown name or a missing file is an `InputError`."""
+    """Load the model, and try it on a blank image: one that cannot caption is an `InputError` before any decode."""
     if config.kind == "none":
         return None
-    if config.kind == "open_clip":
-        return _OpenClipCaptioner(config, seed)
-    return _TransformersCaptioner(config, seed)
+    kind = _OpenClipCaptioner if config.kind == "open_clip" else _TransformersCaptioner
+    try:
+        captioner = kind(config, seed)
+        captioner([np.zeros((32, 32, 3), np.uint8)], ["blank"])
+    except InputError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {_first_sentence(error)}"
+        raise InputError(
+            f"captioner: {config.model} cannot caption a blank image ({said}); "
+            "take a model that turns an image alone into text, or fewer workers_per_gpu if its memory is too small"
+        ) from None
+    return captioner
+
+
+def worker_device(device: str, worker: int, num_gpus: int) -> str:
+    """The device of worker number `worker` on a machine with `num_gpus`.
+
+    >>> [worker_device("auto", number, 2) for number in range(3)], worker_device("auto", 0, 0)
+    (['cuda:0', 'cuda:1', 'cuda:0'], 'cpu')
+    """
+    if device == "cpu" or (device == "auto" and num_gpus == 0):
+        return "cpu"
+    wanted = int(device.partition(":")[2] or 0)
+    if wanted >= num_gpus:
+        raise InputError(f"captioner.device is {device}, but {num_gpus} GPUs are visible here; set auto, or cpu")
+    return device if ":" in device else f"cuda:{worker % num_gpus}"
+
+
+def most_workers(config: CaptionerConfig, num_workers: int, num_gpus: int) -> int:
+    """`num_workers`, or fewer where they would crowd the GPUs. A device that is not there is an `InputError`."""
+    devices = {worker_device(config.device, number, num_gpus) for number in range(num_workers)}
+    return num_workers if devices == {"cpu"} else min(num_workers, config.workers_per_gpu * len(devices))
+
+
+def count_gpus() -> int:
+    """How many GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def place_workers(config: CaptionerConfig, num_workers: int) -> int:
+    """How many of `num_workers` start with this captioner; tells stderr where the captions are made."""
+    if config.kind == "none":
+        return num_workers
+    num_gpus = count_gpus()
+    number = most_workers(config, num_workers, num_gpus)
+    devices = sorted({worker_device(config.device, worker, num_gpus) for worker in range(number)})
+    why = ", no GPU is visible" if config.device == "auto" and num_gpus == 0 else ""
+    print(f"captions by {config.model}: {number} workers on {', '.join(devices)}{why}", file=sys.stderr, flush=True)
+    return number
 
 
 def captioner_versions(config: CaptionerConfig) -> dict[str, Any]:
@@ -105,7 +161,7 @@ def _first_sentence(error: Exception) -> str:
 def _device_and_dtype(config: CaptionerConfig) -> tuple[Any, Any]:
     import torch
 
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    name = worker_device(config.device, 0, count_gpus())
     bf16 = config.precision == "bf16" or (config.precision == "auto" and name.startswith("cuda"))
     return torch.device(name), torch.bfloat16 if bf16 else torch.float32
 
@@ -169,16 +225,23 @@ class _OpenClipCaptioner:
 
 
 class _TransformersCaptioner:
-    """Any transformers model that turns an image into text (BLIP, GIT, ViT-GPT2, ...), by its own `generate`."""
+    """A transformers model that turns an image alone into text (BLIP, GIT, ViT-GPT2, ...), by its own `generate`.
+
+    Those that want a prompt with a mark for the image (LLaVA and its kin) do not.
+    """
 
     def __init__(self, config: CaptionerConfig, seed: int) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
         self._config, self._seed = config, seed
         self._device, self._dtype = _device_and_dtype(config)
         revision = {"revision": config.pretrained} if config.pretrained and not Path(config.model).is_dir() else {}
         try:
-            self._processor = AutoProcessor.from_pretrained(config.model, **revision)
+            both = AutoProcessor.from_pretrained(config.model, **revision)
+            # Models that were put together from two, such as ViT-GPT2, have no processor that knows both sides.
+            images, words = hasattr(both, "image_processor"), hasattr(both, "tokenizer")
+            self._images = both if images else AutoImageProcessor.from_pretrained(config.model, **revision)
+            self._words = both if words else AutoTokenizer.from_pretrained(config.model, **revision)
             model = AutoModelForImageTextToText.from_pretrained(config.model, **revision)
         except (OSError, ValueError) as error:
             raise InputError(f"captioner.model: cannot load {config.model}: {str(error).splitlines()[0]}") from None
@@ -201,11 +264,11 @@ class _TransformersCaptioner:
     def _generate(self, images: Sequence[np.ndarray], settings: dict[str, Any]) -> list[str | None]:
         import torch
 
-        inputs = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
+        inputs = self._images(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         pixels = inputs["pixel_values"].to(self._device, self._dtype)
         with torch.no_grad():
             tokens = self._model.generate(
                 pixel_values=pixels, max_new_tokens=2 * self._config.max_words + 2, **settings
             )
-        texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
+        texts = self._words.batch_decode(tokens, skip_special_tokens=True)
         return [first_words(text, self._config.max_words) for text in texts]

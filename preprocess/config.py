@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.config import Section
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
-from preprocess.caption import CaptionerConfig
+from preprocess.caption import PLACEMENT, CaptionerConfig
 from preprocess.clips import ClipsConfig
 from preprocess.limits import LimitsConfig
 from preprocess.metadata import MetadataConfig
@@ -90,6 +90,7 @@ def content_hash(config: PreprocessConfig, ffmpeg_version: str) -> str:
         mode="json",
         include={"seed": True, "texts": {"require"}, "clips": True, "shards": True, "limits": True, "captioner": True},
     )
-    del relevant["captioner"]["device"]
+    for name in PLACEMENT:
+        del relevant["captioner"][name]
     relevant |= {"ffmpeg": ffmpeg_version, "rendering": RENDERING}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml, to_yaml
 from pipeline.errors import InputError, RunError, run_command
+from preprocess.caption import PLACEMENT, place_workers
 from preprocess.config import RENDERING, PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.merge import account, merge
@@ -94,8 +95,8 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_device(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without the captioner's device, which `content_hash` leaves out too."""
-    captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name != "device"}
+    """A resolved config without the captioner's placement, which `content_hash` leaves out too."""
+    captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name not in PLACEMENT}
     return {**resolved, "captioner": captioner}
 
 
@@ -133,7 +134,8 @@ def build_missing(plan: Plan, config: PreprocessConfig, facts: dict[str, Any]) -
     if not missing:
         return
     _check_machine(config)
-    num_workers = config.workers or len(os.sched_getaffinity(0))
+    num_workers = min(config.workers or len(os.sched_getaffinity(0)), len(missing))
+    num_workers = place_workers(config.captioner, num_workers)
     problems: list[ShardFailed] = []
     num_failures, duration_s = 0, 0.0
     tqdm.monitor_interval = 0  # no thread beside the workers

@@ -6,6 +6,7 @@ A worker that dies (out of memory, a crash inside a library) or says nothing for
 starts again in a fresh worker with the video that was being read marked as failed.
 """
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.format import Reason
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError, RunError
+from preprocess.caption import count_gpus, worker_device
 from preprocess.config import PreprocessConfig
 from preprocess.plan import Plan
 from preprocess.shard import Tools, VideoDone, build_shard
@@ -48,6 +50,11 @@ class ShardFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ready:
+    """A worker has opened all it needs."""
+
+
+@dataclass(frozen=True, slots=True)
 class _VideoStarted:
     video_id: str
 
@@ -60,12 +67,16 @@ Event = VideoDone | ShardDone | ShardFailed
 
 @dataclass(slots=True)
 class _Worker:
+    number: int
     process: BaseProcess
     pipe: "Connection[Any, Any]"
+    is_ready: bool = False
     shard: int | None = None
     video_id: str = ""
     heard_s: float = 0.0
     """When the worker was last heard of."""
+    is_silent: bool = False
+    """It said nothing for too long, and was killed for it."""
 
 
 def run_workers(
@@ -74,7 +85,7 @@ def run_workers(
     """Build `shards` of the plan in `plan_folder`; events arrive as they happen, in no fixed order between shards."""
     waiting = list(reversed(shards))
     poisoned: dict[int, Poisoned] = {}
-    workers = [_start(plan_folder, config, facts) for _ in range(min(num_workers, len(shards)))]
+    workers = [_start(number, plan_folder, config, facts) for number in range(min(num_workers, len(shards)))]
     try:
         for worker in workers:
             _assign(worker, waiting, poisoned)
@@ -87,12 +98,15 @@ def run_workers(
                     event = worker.pipe.recv()
                 except (EOFError, OSError):
                     event = _bury(worker, waiting, poisoned)
-                    workers[workers.index(worker)] = worker = _start(plan_folder, config, facts)
+                    workers[worker.number] = worker = _start(worker.number, plan_folder, config, facts)
+                if isinstance(event, PipelineError):
+                    raise event
+                if isinstance(event, _Ready):
+                    worker.is_ready = True
+                    continue
                 if isinstance(event, _VideoStarted):
                     worker.video_id = event.video_id
                     continue
-                if isinstance(event, InputError):
-                    raise event
                 if event is not None:
                     yield event
                 if not isinstance(event, VideoDone):
@@ -111,18 +125,19 @@ def _kill_silent(workers: Iterable[_Worker], config: PreprocessConfig) -> None:
     silence_s = 2 * config.limits.time_s + _PATIENCE_S
     for worker in workers:
         if worker.shard is not None and time.monotonic() - worker.heard_s > silence_s:
+            worker.is_silent = True
             worker.process.kill()
 
 
-def _start(plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
+def _start(number: int, plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> _Worker:
     # A fork of a clean server process: no threads, no open databases, and the libraries are imported once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preprocess.workers"])
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, plan_folder, config, facts), daemon=True)
+    process = context.Process(target=_work, args=(theirs, number, plan_folder, config, facts), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(number, process, ours)
 
 
 def _assign(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) -> None:
@@ -130,20 +145,31 @@ def _assign(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) 
     worker.video_id = ""
     worker.heard_s = time.monotonic()
     if worker.shard is not None:
-        worker.pipe.send((worker.shard, poisoned.get(worker.shard, {})))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # gone already: it will be buried
+            worker.pipe.send((worker.shard, poisoned.get(worker.shard, {})))
 
 
 def _bury(worker: _Worker, waiting: list[int], poisoned: dict[int, Poisoned]) -> ShardFailed | None:
-    """A worker is gone: put its shard back with the guilty video marked, or give the shard up."""
+    """A worker is gone: put its shard back with the guilty video marked, or give the shard up.
+
+    One that dies before it is ready would die again over every shard: that ends the run.
+    """
     worker.process.join()
-    number = worker.shard
+    number, code = worker.shard, worker.process.exitcode
     assert number is not None
+    if not worker.is_ready:
+        raise RunError(
+            f"a worker died while it opened the texts and the captioner ({_exit_words(code)}); give the machine more "
+            "memory, or lower workers or captioner.workers_per_gpu"
+        )
     known = poisoned.setdefault(number, {})
-    cause = f"reading it killed a worker ({_exit_words(worker.process.exitcode)})"
     if not worker.video_id or worker.video_id in known or len(known) >= MAX_POISONED_PER_SHARD:
-        return ShardFailed(number, f"its worker died again ({_exit_words(worker.process.exitcode)})")
-    killed = worker.process.exitcode in (-signal.SIGKILL, _OUT_OF_MEMORY)
-    known[worker.video_id] = (Reason.MEMORY_LIMIT if killed else Reason.VIDEO_UNREADABLE, cause)
+        return ShardFailed(number, f"its worker died again ({_exit_words(code)})")
+    if worker.is_silent:
+        known[worker.video_id] = (Reason.TIME_LIMIT, "reading it hung a worker, which was killed")
+    else:
+        reason = Reason.MEMORY_LIMIT if code in (-signal.SIGKILL, _OUT_OF_MEMORY) else Reason.VIDEO_UNREADABLE
+        known[worker.video_id] = (reason, f"reading it killed a worker ({_exit_words(code)})")
     waiting.append(number)
     return None
 
@@ -156,7 +182,9 @@ def _exit_words(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]) -> None:
+def _work(
+    pipe: "Connection[Any, Any]", number: int, plan_folder: Path, config: PreprocessConfig, facts: dict[str, Any]
+) -> None:
     """The life of a worker: shards in, events out, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -166,29 +194,46 @@ def _work(pipe: "Connection[Any, Any]", plan_folder: Path, config: PreprocessCon
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         try:
-            tools = Tools.open(config)
+            tools = Tools.open(_on_own_device(config, number))
             plan = Plan.open(plan_folder)
         except InputError as error:  # a captioner that cannot be loaded, a video index that cannot be read
             pipe.send(error)
             return
-        while True:
-            number, poisoned = pipe.recv()
-            try:
-                shard = plan.shard(number)
-                events = build_shard(shard, tools, facts, poisoned)
-                for video in shard.videos:
-                    pipe.send(_VideoStarted(video.video_id))
-                    pipe.send(next(events))
-                for _ in events:
-                    pass
-                pipe.send(ShardDone(number))
-            except (BrokenPipeError, EOFError):
-                raise
-            except MemoryError:
-                os._exit(_OUT_OF_MEMORY)  # as if it had been killed: one video is to blame, not its whole shard
-            except OSError as error:
-                pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename or config.output}"))
-            except Exception:
-                pipe.send(ShardFailed(number, traceback.format_exc()))
+        except Exception as error:
+            said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            pipe.send(RunError(f"a worker cannot open what it needs ({type(error).__name__}: {said})"))
+            return
+        pipe.send(_Ready())
+        _build_shards(pipe, tools, plan, facts)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _on_own_device(config: PreprocessConfig, number: int) -> PreprocessConfig:
+    """The config of worker `number`: with the one device that it captions on."""
+    if config.captioner.kind == "none":
+        return config
+    device = worker_device(config.captioner.device, number, count_gpus())
+    return config.model_copy(update={"captioner": config.captioner.model_copy(update={"device": device})})
+
+
+def _build_shards(pipe: "Connection[Any, Any]", tools: Tools, plan: Plan, facts: dict[str, Any]) -> None:
+    while True:
+        number, poisoned = pipe.recv()
+        try:
+            shard = plan.shard(number)
+            events = build_shard(shard, tools, facts, poisoned)
+            for video in shard.videos:
+                pipe.send(_VideoStarted(video.video_id))
+                pipe.send(next(events))
+            for _ in events:
+                pass
+            pipe.send(ShardDone(number))
+        except (BrokenPipeError, EOFError):
+            raise
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)  # as if it had been killed: one video is to blame, not its whole shard
+        except OSError as error:
+            pipe.send(ShardFailed(number, f"{error.strerror}: {error.filename or tools.config.output}"))
+        except Exception:
+            pipe.send(ShardFailed(number, traceback.format_exc()))

@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from preprocess.caption import CaptionerConfig, clip_seed, first_words, open_captioner
+from pipeline.errors import InputError
+from preprocess.caption import (
+    CaptionerConfig,
+    clip_seed,
+    first_words,
+    most_workers,
+    open_captioner,
+    worker_device,
+)
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.generate import Rules, beam_search, nucleus
@@ -78,6 +87,31 @@ def test_nucleus_depends_on_the_clip_only() -> None:
 def test_first_words() -> None:
     assert first_words(" a  red\nstar on grass ", 3) == "a red star"
     assert first_words(" \n", 3) is None
+
+
+def test_workers_share_all_gpus() -> None:
+    assert [worker_device("auto", number, 3) for number in range(5)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cuda:0",
+        "cuda:1",
+    ]
+    assert worker_device("auto", 5, 0) == worker_device("cpu", 5, 8) == "cpu"
+    assert worker_device("cuda", 9, 8) == worker_device("cuda:1", 9, 8) == "cuda:1"
+    for device, num_gpus in (("cuda", 0), ("cuda:9", 8), ("cuda:1", 1)):
+        with pytest.raises(InputError, match=f"{num_gpus} GPUs"):
+            worker_device(device, 0, num_gpus)
+    with pytest.raises(ValidationError):
+        CaptionerConfig(device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "num_workers", "num_gpus", "started"),
+    [("auto", 96, 8, 32), ("auto", 96, 0, 96), ("cpu", 96, 8, 96), ("cuda:1", 96, 8, 4), ("auto", 3, 8, 3)],
+)
+def test_no_more_workers_than_the_gpus_hold(device: str, num_workers: int, num_gpus: int, started: int) -> None:
+    assert most_workers(CaptionerConfig(device=device), num_workers, num_gpus) == started
 
 
 def media(clip_id: str, data: bytes) -> Outcome:

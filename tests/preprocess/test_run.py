@@ -342,6 +342,54 @@ def test_a_crash_costs_one_video(small_set: Values, place: str, death: str, reas
     assert len(read_back(tmp_path / "crash")) == 9
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("end", ["raise RuntimeError('CUDA out of memory\\nand more')", "os._exit(3)"])
+def test_a_worker_that_cannot_start_ends_the_run_at_once(small_set: Values, end: str, tmp_path: Path) -> None:
+    """Every other worker, and every shard after it, would meet the same."""
+    path = write_config(small_set, tmp_path)
+    script = (
+        "import os, preprocess.workers as workers, multiprocessing\n"
+        "class Tools:\n"
+        "    @staticmethod\n"
+        "    def open(config): END\n"
+        "if multiprocessing.current_process().name != 'MainProcess': workers.Tools = Tools\n"
+        "else:\n"
+        "    from preprocess.run import main\n"
+        "    from pipeline.errors import run_command\n"
+        "    run_command(main)\n"
+    )
+    (tmp_path / "cannot.py").write_text(script.replace("END", end))
+    done = subprocess.run([sys.executable, str(tmp_path / "cannot.py"), str(path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    assert ("CUDA out of memory" if "raise" in end else "exit code 3") in line
+
+
+def test_a_worker_that_says_nothing_met_the_time_limit(small_set: Values) -> None:
+    """It is killed as one that takes too much memory is, by us."""
+
+    class Process:
+        exitcode: int | None = None
+
+        def kill(self) -> None:
+            self.exitcode = -signal.SIGKILL
+
+        def join(self) -> None:
+            pass
+
+    for is_silent, reason in ((True, "time_limit"), (False, "memory_limit")):
+        worker = workers._Worker(0, Process(), None, is_ready=True, shard=3, video_id="v")  # type: ignore[arg-type]
+        worker.heard_s = time.monotonic() - (1e6 if is_silent else 0.0)
+        workers._kill_silent([worker], config_of(small_set))
+        assert worker.is_silent == is_silent
+        worker.process.kill()
+        waiting: list[int] = []
+        poisoned: dict[int, workers.Poisoned] = {}
+        assert workers._bury(worker, waiting, poisoned) is None
+        assert waiting == [3] and poisoned[3]["v"][0] == reason
+
+
 def test_what_killed_writers_left_goes_with_the_next_run(small_set: Values, tmp_path: Path) -> None:
     subtitles = tmp_path / "more.jsonl"
     subtitles.write_text('{"clip_id": "-vid_0.0.mp4", "text": "a dog"}\n')
