@@ -106,10 +106,10 @@ def _cause(end: Ending, timed_out: bool) -> str:
         return f"the preflight found {end.excluded} sick"
     if timed_out:
         return "the time limit came before the ranks were done"
-    if end.preempted and not end.rank_codes:
-        return "preempted"
     if end.code == 0:
         return "stopped by a signal, state saved"
+    if end.preempted and not end.rank_codes:
+        return "preempted"
     if end.code > 128 and not end.rank_codes:
         return f"a rank was ended by {signal.Signals(end.code - 128).name}"
     return end.first_failure or f"failed with exit code {(end.rank_codes or (end.code,))[0]}"

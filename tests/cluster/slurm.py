@@ -59,6 +59,7 @@ OverTimeLimit=0
 MaxArraySize={max_array_size}
 NodeName=n[1-{num_nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] CPUs=2 RealMemory=8000
 PartitionName=batch Nodes=n[1-{num_nodes}] Default=YES MaxTime=60 PriorityTier=1 GraceTime=30 State=UP OverSubscribe=NO
+PartitionName=frail Nodes=n[1-{num_nodes}] MaxTime=60 PriorityTier=1 PreemptMode=CANCEL State=UP OverSubscribe=NO
 PartitionName=urgent Nodes=n[1-{num_nodes}] MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """
 

@@ -17,7 +17,7 @@ SITE = {"gpus_per_node": 0, "signal_lead_s": 20, "time": "30", "preflight": {"sl
 class Sleeper:
     """One submitted job."""
 
-    def __init__(self, cluster: Cluster, run: Path, *words: str) -> None:
+    def __init__(self, cluster: Cluster, run: Path, *words: str, partition: str | None = None) -> None:
         self.cluster, self.run = cluster, run
         work = Work(
             kind="pretrain",
@@ -27,7 +27,9 @@ class Sleeper:
             progress=str(run / "checkpoints" / "step_*" / "COMPLETE.json"),
             finished=(str(run / "COMPLETE"),),
         )
-        self.job = submit(Job(work, Resources(nodes=2), name="sleeper"), load_site("cpu", SITE))
+        self.job = submit(
+            Job(work, Resources(nodes=2), name="sleeper"), load_site("cpu", SITE | {"partition": partition})
+        )
 
     def await_step(self, step: int) -> None:
         path = self.run / "step"
@@ -47,7 +49,7 @@ def sleeper(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    yield lambda *words: Sleeper(cluster, tmp_path / "run", *words)
+    yield lambda *words, **options: Sleeper(cluster, tmp_path / "run", *words, **options)
     cluster.cancel_all()
 
 
@@ -66,6 +68,16 @@ def test_user_signal_saves_and_requeues(sleeper, cluster: Cluster) -> None:
     cluster.run("scancel", "--signal=USR1", job.job)
     assert job.await_end() == "COMPLETED"
     assert [row["action"] for row in job.endings()] == ["requeue", "done"]
+
+
+def test_preempted_where_preemption_cancels(sleeper, cluster: Cluster) -> None:
+    # PreemptMode=CANCEL: SLURM requeues nothing by itself.
+    job = sleeper(partition="frail")
+    job.await_step(SAVED_STEP)
+    cluster.run("srun", "-p", "urgent", "-N", str(cluster.num_nodes), "--exclusive", "sleep", "1")
+    assert job.await_end() == "COMPLETED"
+    assert [row["action"] for row in job.endings()] == ["requeue", "done"]
+    assert cluster.job(job.job)["Restarts"] == "1"
 
 
 def test_time_limit_with_ranks_that_do_not_listen(sleeper, cluster: Cluster) -> None:

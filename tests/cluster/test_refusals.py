@@ -7,7 +7,7 @@ from drill import Bench
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--partition", "nowhere"], "no partition 'nowhere' on this cluster; it has batch, urgent"),
+        (["--partition", "nowhere"], "no partition 'nowhere' on this cluster; it has batch, frail, urgent"),
         (["--nodes", "9"], "partition batch has 8 nodes, but --nodes is 9"),
         (["--time", "1-00:00:00"], "lets a job run for 60 minutes"),
         (["--time", "2"], "a job of 120 s is told to save 20 s before its end"),

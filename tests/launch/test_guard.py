@@ -23,7 +23,7 @@ FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restart
         ({"state": "COMPLETING", "state_reason": "TimeLimit", "code": 143}, "requeue", "time limit"),
         ({"state": "TIMEOUT", "state_reason": "TimeLimit", "code": 143}, "requeue", "time limit"),
         ({"state": "COMPLETING", "code": 143}, "left", "cancelled"),
-        ({"state": "COMPLETING", "code": 0, "preempted": True}, "requeue", "preempted"),
+        ({"state": "COMPLETING", "code": 0, "preempted": True}, "requeue", "state saved"),
         ({"state": "PREEMPTED", "code": 143, "preempted": True}, "requeue", "preempted"),
         ({"state": "COMPLETING", "preempted": True, "restarts_now": 1}, "left", "SLURM requeued"),
         ({"state": "COMPLETING", "restarts_now": 1}, "left", "SLURM requeued"),
