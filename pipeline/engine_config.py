@@ -34,6 +34,11 @@ DERIVED_KEYS = frozenset(
 """What our own config decides; repeating it in the `deepspeed` section is an error."""
 
 
+ROUND_ROBIN_KEY = "zero_optimization.round_robin_gradients"
+"""Moves parameters between ranks, which DeepSpeed 0.19 forgets where it notes which part of which parameter a rank has:
+a checkpoint converted by these notes would have its moments in wrong places."""
+
+
 REDUCE_BUCKET_ELEMENTS = 50_000_000
 """Gradients that ZeRO reduces at a time, unless deepspeed.zero_optimization.reduce_bucket_size says otherwise.
 
@@ -117,6 +122,11 @@ def repeated_keys(passthrough: dict[str, Any]) -> list[str]:
         for dotted in _dotted_keys(passthrough)
         if any(dotted == derived or dotted.startswith(f"{derived}.") for derived in DERIVED_KEYS)
     ]
+
+
+def moves_parameters(passthrough: dict[str, Any]) -> bool:
+    """Whether a `deepspeed` section asks for round robin."""
+    return ROUND_ROBIN_KEY in _dotted_keys(passthrough)
 
 
 def _dotted_keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.checkpoint.save import CheckpointConfig
 from pipeline.config import Section
 from pipeline.data.stream import DataConfig
-from pipeline.engine_config import EngineConfig, repeated_keys
+from pipeline.engine_config import ROUND_ROBIN_KEY, EngineConfig, moves_parameters, repeated_keys
 from pipeline.evaluation.metrics import RISING
 from pipeline.evaluation.protocol import RetrievalSetConfig
 from pipeline.losses import LossConfig
@@ -131,6 +131,8 @@ class TrainConfig(Section):
             raise ValueError(f"stop_at_step is {self.stop_at_step}, but the run ends at {self.steps}; leave it out")
         if repeated := repeated_keys(self.deepspeed):
             raise ValueError(f"deepspeed.{repeated[0]} repeats what our own config decides; remove it")
+        if moves_parameters(self.deepspeed):
+            raise ValueError(f"deepspeed.{ROUND_ROBIN_KEY}: checkpoints could not be converted; remove it")
         return self
 
     @property

@@ -235,6 +235,7 @@ def save(run: Run, *, wait: bool) -> None:
         "total_steps": run.total_steps,
         "stream": run.stream.state_dict(),
         "zero_stage": run.engine.zero_stage,
+        "layout": run.engine.layout,
         "optimizer_step": run.engine.optimizer_step(),
     }
     run.saver.save(run.engine, run.progress.step, state, run.progress.best_step, wait=wait)

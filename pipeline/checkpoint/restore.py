@@ -66,15 +66,26 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def same_layout(state: dict[str, Any], engine: Engine) -> bool:
+    """Whether DeepSpeed's files hold what `engine` keeps where it keeps it: some settings cut the partitions otherwise.
+
+    Under ZeRO 0 nothing is partitioned, whatever is set.
+    """
+    if state["zero_stage"] == 0 and engine.zero_stage == 0:
+        return "layout" not in state or state["layout"]["precision"] == engine.config.precision
+    return bool(state.get("layout") == json.loads(json.dumps(engine.layout)))
+
+
 def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], scratch: Path) -> dict[str, Any]:
     """Load weights, optimizer and random states; returns state.json. All ranks.
 
-    Saved by the same number of ranks under the same stage, DeepSpeed's files are loaded as they are, to the last bit;
-    else they are converted. `param_names` are those of the optimizer's groups, `scratch` a folder for the conversion.
+    Saved by the same number of ranks under the same stage and settings of ZeRO, DeepSpeed's files are loaded as they
+    are, to the last bit; else, or where the settings are not known, they are converted. `param_names` are those of the
+    optimizer's groups, `scratch` a folder for the conversion.
     """
     saved_ranks, state = read_complete(checkpoint)["num_ranks"], read_state(checkpoint)
     saved_stage = state["zero_stage"]
-    if (saved_ranks, saved_stage) == (world_size(), engine.zero_stage):
+    if saved_ranks == world_size() and same_layout(state, engine):
         engine.load(checkpoint, ENGINE_FOLDER)
     else:
         report_conversion(checkpoint, (saved_ranks, saved_stage), (world_size(), engine.zero_stage))

@@ -1,6 +1,6 @@
 """Another number of ranks, another ZeRO stage: a checkpoint taken apart into whole tensors by parameter name.
 
-    with moments_by_name(checkpoint, scratch) as moments:        # rank 0 converts, every rank reads
+    with moments_by_name(engine_folder, zero_stage, param_names, scratch) as moments:    # rank 0 converts, all read
         first, second = moments("visual.proj")
 
 Stages 1 to 3 go through DeepSpeed's own converter to its universal checkpoint. Stage 0 has no shard files for it: there
@@ -99,7 +99,8 @@ def _read(folder: Path) -> tuple[Tensor, Tensor] | None:
 
 def report_conversion(checkpoint: Path, saved: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Say that a conversion happens; each pair is (ranks, ZeRO stage)."""
+    other = " with other settings" if saved == wanted else ""
     logger.info(
         f"{checkpoint} was saved by {saved[0]} rank(s) under ZeRO {saved[1]}; converting it for {wanted[0]} rank(s) "
-        f"under ZeRO {wanted[1]}"
+        f"under ZeRO {wanted[1]}{other}"
     )

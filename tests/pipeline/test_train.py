@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.folder import list_checkpoints, newest_intact, read_latest
+from pipeline.checkpoint.folder import list_checkpoints, newest_intact, read_latest, seal
 from pipeline.log import read_metrics
 from pipeline.model.weights import load_model
 from tests.pipeline import cases
@@ -316,6 +316,36 @@ def test_offloading_goes_on_from_a_checkpoint(shards, pools, tmp_path):
         runs[name] = losses(tmp_path / name / "runs/run")
     for row, expected in zip(runs["offloaded"], runs["plain"], strict=True):
         assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-4), row["step"]
+
+
+PARTITIONING = ["deepspeed.zero_optimization.sub_group_size=5000"]
+
+
+@pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_another_way_to_partition_goes_on_with_the_same_run(shards, pools, tmp_path, is_old):
+    """A key of DeepSpeed's that cuts the partitions anew, set and taken back; also where no layout was saved."""
+    runs = {}
+    for name, words in (("same", []), ("other", PARTITIONING)):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, shards, steps=9, model={"patch_dropout": 0.0}, engine={"zero_stage": 3})
+        train(pools(2), config, "stop_at_step=3")
+        if is_old:
+            forget_layout(tmp_path / name / "runs/run/checkpoints/step_00000003")
+        train(pools(2), config, "stop_at_step=6", *words)
+        train(pools(2), config)
+        runs[name] = losses(tmp_path / name / "runs/run")
+    for row, expected in zip(runs["other"], runs["same"], strict=True):
+        for key in ("train/loss", "train/grad_norm", "train/param_norm"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), (row["step"], key)
+
+
+def forget_layout(checkpoint: Path) -> None:
+    """Make it a checkpoint of before layouts were saved."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["layout"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    complete = json.loads((checkpoint / "COMPLETE.json").read_text())
+    seal(checkpoint, {key: complete[key] for key in ("step", "num_ranks", "torch")})
 
 
 def test_a_signal_on_any_rank_stops_all_of_them(shards, tmp_path):

@@ -25,6 +25,7 @@ def load(folder: Path, *overrides: str, **changes: Any) -> TrainConfig:
         ("engine={precision: fp16, device: cpu}", "fp16 needs a GPU"),
         ("deepspeed.gradient_clipping=1.0", "deepspeed.gradient_clipping repeats what our own config decides"),
         ("deepspeed.zero_optimization.stage=2", "deepspeed.zero_optimization.stage repeats"),
+        ("deepspeed.zero_optimization.round_robin_gradients=true", "checkpoints could not be converted"),
         ("deepspeed.bf16.enabled=true", "deepspeed.bf16 repeats"),
         ("stop_at_step=13", "stop_at_step is 13, but the run ends at 12"),
         ("epochs=1", "either steps or epochs"),
