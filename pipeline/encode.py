@@ -31,6 +31,7 @@ from pipeline.data.transform import resize
 from pipeline.errors import InputError, run_command
 from pipeline.feature_table import FeatureTable
 from pipeline.model import clip_vip
+from pipeline.model.text_tower import trim_texts
 from pipeline.model.weights import load_model_as
 
 DEFAULT_FRAMES = 12
@@ -73,8 +74,8 @@ class CLIPViP(clip_vip.CLIPViP):
         tokenize = self.tokenizer(self.architecture.text_cfg.context_length)
         features = [torch.empty(0, self.architecture.embed_dim)]
         for start in range(0, len(texts), batch_size):
-            ids_BL = tokenize(list(texts[start : start + batch_size])).to(self.pixel_mean.device)
-            features.append(_to_cpu(self(subtitle=ids_BL).subtitle_BD))
+            ids_BL = trim_texts(tokenize(list(texts[start : start + batch_size])), self.architecture.text_cfg)
+            features.append(_to_cpu(self(subtitle=ids_BL.to(self.pixel_mean.device)).subtitle_BD))
         return torch.cat(features)
 
     @torch.inference_mode()

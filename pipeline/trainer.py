@@ -78,7 +78,7 @@ def train(run: Run) -> None:
         loss, terms = backward_batch(
             engine,
             run.objective,
-            batch.to(engine.device),
+            batch.trimmed().to(engine.device),
             micro_batches=config.batch.micro_batches,
             accumulation=config.batch.accumulation,
         )
@@ -141,7 +141,7 @@ def skip_or_stop(run: Run, step: int, batch: Batch, loss: float, norm: float) ->
 
 def suspects(run: Run, batch: Batch) -> str:
     """Rank by rank, the clips whose features are no numbers; all clips of the batch where there is none. All ranks."""
-    batch = batch.to(run.engine.device)
+    batch = batch.trimmed().to(run.engine.device)
     mine = without_finite_features(run.engine, run.objective, batch, run.config.batch.micro_batches)
     everyone = gather_values((mine, [key for key in batch.keys if key]))
     if any(guilty for guilty, _ in everyone):

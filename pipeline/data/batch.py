@@ -70,6 +70,10 @@ class Batch:
             if isinstance(value, Tensor) and len(value) != num_clips:
                 raise ValueError(f"{field.name} has {len(value)} rows, but there are {num_clips} keys")
 
+    def trimmed(self) -> Self:
+        """The same without the columns of texts that are padding in every row. On the host: it reads them."""
+        return replace(self, subtitle_BL=without_padding(self.subtitle_BL), caption_BL=without_padding(self.caption_BL))
+
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on `device`."""
         moved = {
@@ -81,3 +85,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def without_padding(ids_BL: Tensor) -> Tensor:
+    """[B, L] to [B, L'], at least one column: without those at the end that are 0 in every row."""
+    used = ids_BL.any(dim=0).nonzero()
+    return ids_BL[:, : int(used[-1]) + 1 if len(used) else 1]

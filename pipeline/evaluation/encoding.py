@@ -17,6 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.data.batch import without_padding
 from pipeline.dist import gather_values, is_initialized, share_of, world_size
 from pipeline.model.clip_vip import Features
 
@@ -62,7 +63,7 @@ def encode_texts(encode: Encode, windows: list[Tensor], *, batch_size: int, devi
     start, stop = span_of_rank(len(ids_WL), batch_size)
     features_WD = encode_batches(
         lambda ids: encode(caption=ids).caption_BD,
-        (rows.to(device) for rows in torch.split(ids_WL[start:stop], batch_size) if len(rows)),
+        (without_padding(rows).to(device) for rows in torch.split(ids_WL[start:stop], batch_size) if len(rows)),
         blank=ids_WL[:1].to(device),
         num_batches=-(-len(ids_WL) // batch_size),
     )

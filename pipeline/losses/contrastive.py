@@ -58,7 +58,7 @@ def contrastive_loss(
             local=local,
             texts={kind: ranks.gather(local[kind]) for kind in TEXTS if kind in local},
             has_text={"s": masks_N2[:, 0], "c": masks_N2[:, 1]},
-            all_have_text=dict(zip(TEXTS, masks_N2.all(dim=0).tolist(), strict=True)),
+            all_have_text=dict(zip(TEXTS, _known_to_be_full(masks_N2), strict=True)),
             logit_scale=_at_least_float32(logit_scale).reshape([]),
             ranks=ranks,
             block_side=config.block_side,
@@ -84,7 +84,7 @@ class _Clips:
     has_text: dict[str, Tensor]
     """bool [N] of s and c."""
     all_have_text: dict[str, bool]
-    """Whether no clip of any rank lacks it; then blocks are not masked."""
+    """Whether it is known that no clip of any rank lacks it; then blocks are not masked."""
     logit_scale: Tensor
     ranks: Ranks
     block_side: int
@@ -148,6 +148,11 @@ def _term_loss(term: Term, positives: Pairs, against: Pairs, clips: _Clips) -> T
         losses_B = F.softplus(margin_B, threshold=50)  # beyond it, exp(-50) is what is neglected
         total = total + (losses_B * clips.has_text_here(text_of[query])).sum()
     return total / num_rows
+
+
+def _known_to_be_full(masks_N2: Tensor) -> list[bool]:
+    """Per column whether all are true. Not asked of a GPU: to answer, it would have to finish what it is at."""
+    return masks_N2.all(dim=0).tolist() if masks_N2.device.type == "cpu" else [False, False]
 
 
 def _at_least_float32(value: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class CLIPViP(nn.Module):
     ) -> Features:
         """Features of what is given: video [B, T, 3, H, W], middle [B, 3, H, W], subtitle and caption int64 [B, L].
 
-        uint8 pixels are normalised here; float pixels count as normalised.
+        uint8 pixels are normalised here; float pixels count as normalised. Ids on the host are computed only as far as
+        the longest text reaches; trim those for a GPU before they go there: here it would have to wait for the GPU.
         """
         return Features(
             video_BD=None if video is None else self._encode_video("video", video),
@@ -163,7 +164,8 @@ class CLIPViP(nn.Module):
             raise InputError(f"{name} must be int64 [B, L] with L >= 1, got {ids_BL.dtype} {list(ids_BL.shape)}")
         self._check_device(name, ids_BL)
         text = self.architecture.text_cfg
-        ids_BL = trim_texts(ids_BL, text)
+        if ids_BL.device.type == "cpu" and not torch.compiler.is_compiling():
+            ids_BL = trim_texts(ids_BL, text)
         if ids_BL.shape[1] > text.context_length:
             raise InputError(
                 f"{name} has {ids_BL.shape[1]} tokens, but {self.config.name} takes {text.context_length}; "

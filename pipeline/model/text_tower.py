@@ -24,7 +24,7 @@ def end_positions(ids_BL: Tensor, text: TextArchitecture) -> Tensor:
 
 
 def trim_texts(ids_BL: Tensor, text: TextArchitecture) -> Tensor:
-    """[B, L] to [B, L'], without the columns behind the longest text. Reads a number from the device."""
+    """[B, L] to [B, L'], without the columns behind the longest text. For ids on the host: it reads them."""
     if not len(ids_BL):
         return ids_BL
     return ids_BL[:, : int(end_positions(ids_BL, text).max()) + 1]

@@ -1,6 +1,7 @@
 """Every row of the table of losses: blocks, masks, ranks and memory against the plain form."""
 
 import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.losses import TERMS, LossConfig, LossName, contrastive_loss
+from pipeline.losses import TERMS, LossConfig, LossName, contrastive, contrastive_loss
 from tests.pipeline.plain_losses import plain_loss
 from tests.ranks import run_ranks
 
@@ -80,6 +81,23 @@ def test_no_text_at_all_is_a_loss_of_zero_with_zero_gradient(name: LossName) -> 
     nothing = torch.zeros_like(has_s)
     loss, _ = contrastive_loss(*inputs, scale, nothing, nothing, LossConfig(name=name))
     assert all(not value.any() for value in value_and_gradients(loss, inputs))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_value_is_read_from_a_device(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without data cannot be read; blocks are masked then, which changes nothing where all have texts."""
+    features, scale, has_s, has_c = make_batch(masked)
+    inputs = [value.requires_grad_() for value in (*features, scale)]
+    expected, _ = contrastive_loss(*inputs, has_s, has_c, LossConfig(name="vsc_fc"))
+    monkeypatch.setattr(contrastive, "_known_to_be_full", lambda _: [False, False])
+    found, _ = contrastive_loss(*inputs, has_s, has_c, LossConfig(name="vsc_fc"))
+    for ours, known in zip(value_and_gradients(found, inputs), value_and_gradients(expected, inputs), strict=True):
+        assert ours.equal(known)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no tensors without data
+    moved = [value.detach().to("meta").requires_grad_() for value in inputs]
+    loss, _ = contrastive_loss(*moved, has_s.to("meta"), has_c.to("meta"), LossConfig(name="vsc_fc"))
+    loss.backward()
 
 
 def test_computes_in_float32_under_autocast() -> None:

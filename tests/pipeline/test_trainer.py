@@ -1,11 +1,13 @@
 """Parts of the loop that need no DeepSpeed. Whole runs are in test_train and test_faults."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.gradient import Objective
 from pipeline.log import logger
@@ -50,6 +52,23 @@ def test_a_clip_whose_features_are_no_numbers_is_named(micro_batches: int) -> No
     run.engine = model
     model.device = torch.device("cpu")
     assert suspects(run, batch).startswith("with features that are numbers, in the batch of rank 0: clip0, clip1, ")
+
+
+def test_texts_are_trimmed_before_they_go_to_the_device() -> None:
+    batch = make_batch(4)
+    wide = replace(batch, subtitle_BL=F.pad(batch.subtitle_BL, (0, 9)), caption_BL=torch.zeros(4, 9, dtype=torch.int64))
+    used = int(batch.subtitle_BL.any(dim=0).nonzero().max()) + 1
+    trimmed = wide.trimmed()
+    assert trimmed.subtitle_BL.equal(batch.subtitle_BL[:, :used]) and trimmed.caption_BL.shape == (4, 1)
+    model, seen = make_model(), []
+    model.device = torch.device("cpu")
+    model.text.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    config = SimpleNamespace(batch=BatchConfig())
+    run: Any = SimpleNamespace(engine=model, objective=Objective(LossConfig(name="vs")), config=config)
+    whole = model(video=wide.video_BTCHW, subtitle=wide.subtitle_BL).subtitle_BD
+    suspects(run, wide)
+    assert seen[-1] == used
+    torch.testing.assert_close(model(subtitle=trimmed.subtitle_BL).subtitle_BD, whole, rtol=0, atol=1e-6)
 
 
 def test_long_lists_are_cut_with_a_pointer() -> None:

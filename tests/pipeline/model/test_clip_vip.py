@@ -84,6 +84,30 @@ def test_tokens_behind_the_longest_text_are_not_computed() -> None:
     assert trim_texts(tiny.texts([2, 5, 4]), model.architecture.text_cfg).shape == (3, 5)
 
 
+def test_nothing_in_a_forward_pass_waits_for_the_device() -> None:
+    """Tensors without data cannot be read: what a GPU would have to be waited for is an error here."""
+    model = tiny.model(torch.float32).to("meta")
+    given = {"video": video(2, 3), "subtitle": tiny.texts([3, 9]), "middle": video(2, 1)[:, 0]}
+    features = model(**{name: value.to("meta") for name, value in given.items()})
+    assert [feature.shape for feature in features[:3]] == [(2, 16)] * 3
+    seen: list[int] = []
+    model.text.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    model(caption=trim_texts(tiny.texts([2, 5]), model.architecture.text_cfg).to("meta"))
+    assert seen == [5]
+
+
+@pytest.mark.heavy
+def test_the_whole_model_compiles_without_graph_breaks() -> None:
+    model = tiny.model(torch.float32)
+    given = {"video": video(2, 3, dtype=torch.float32), "subtitle": tiny.texts([3, 9])}
+    expected = model(**given)
+    compiled = copy.deepcopy(model)
+    compiled.compile(fullgraph=True, backend="eager")
+    found = compiled(**given)
+    for ours, eager in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours, eager, rtol=0, atol=1e-6)
+
+
 def test_uint8_pixels_are_normalised_inside() -> None:
     model = tiny.model(torch.float32)
     pixels = torch.randint(0, 256, (2, 3, 3, 24, 24), dtype=torch.uint8)
