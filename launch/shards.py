@@ -124,8 +124,9 @@ def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ..
 
 def find_missing(config: "PreprocessConfig", dry_run: bool) -> tuple[int, list[int]]:
     """Number of shards of the set, and those that are not written. A dry run leaves no plan in a new folder."""
+    from preprocess.claim import claim_folder
     from preprocess.planning import make_plan
-    from preprocess.run import claim_folder, missing_shards
+    from preprocess.run import missing_shards
 
     with tempfile.TemporaryDirectory() as elsewhere:
         is_trial = dry_run and not config.output.exists()

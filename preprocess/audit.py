@@ -8,6 +8,7 @@ and no hashes of its own; what it has is checked. Exit code 1 on any finding.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from pipeline.data.format import METADATA_KEY, Reason, manifest_hash
 from pipeline.errors import InputError, PipelineError, run_command
 from preprocess.audit_sample import foreign_problems, sample_problems
+from preprocess.claim import find_mixture
 from preprocess.index import FOREIGN
 from preprocess.merge import published_shards
 from preprocess.pack import read_facts
@@ -75,6 +77,7 @@ def audit_set(output: Path) -> Iterator[Finding]:
     for shard in sorted(set(rows) & set(published)):
         if _file_hash(output / f"{shard}.parquet") != rows[shard]["sidecar_sha256"]:
             yield Finding(f"{shard}.parquet", "differs from the manifest")
+    yield from _audit_configs(output, published)
     if (output / "plan").exists() or not rows:
         yield from _audit_account(output, published)
     else:
@@ -85,6 +88,16 @@ def audit_set(output: Path) -> Iterator[Finding]:
                 break
             if pq.read_metadata(output / f"{shard}.parquet").num_rows != counts[shard]:
                 yield Finding(shard, "holds another number of samples than the manifest says")
+
+
+def _audit_configs(output: Path, published: list[str]) -> Iterator[Finding]:
+    """Every round is of one config; a sidecar that cannot be read is a finding of its shard."""
+    hashes = {}
+    for shard in published:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            hashes[shard] = read_facts(output / f"{shard}.parquet")["config_hash"]
+    if mixture := find_mixture(hashes):
+        yield Finding("the shards", mixture)
 
 
 def _audit_account(output: Path, published: list[str]) -> Iterator[Finding]:

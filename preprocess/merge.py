@@ -24,6 +24,7 @@ from pipeline.data.format import (
     manifest_hash,
 )
 from pipeline.errors import InputError, RunError, run_command
+from preprocess.claim import find_mixture
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
 from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
@@ -43,6 +44,8 @@ def merge(output: Path) -> dict[str, Any]:
     plan = Plan.open(output / "plan")
     recover(output)
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
+    if mixture := find_mixture({row["shard"]: row["config_hash"] for row in rows}):
+        raise RunError(mixture)
     published = {row["shard"] for row in rows}
     pending = sum(count for name, count in plan.clip_counts().items() if name not in published)
     stats = _totals(rows, count_reasons(output, published)) | {
@@ -122,6 +125,7 @@ def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
     table = pq.read_table(path, columns=["duration_s", "subtitle_chars", "caption_chars"])
     return {
         "shard": shard,
+        "config_hash": facts["config_hash"],
         "num_samples": facts["num_samples"],
         "num_failures": facts["num_failures"],
         "shard_bytes": facts["shard_bytes"],
@@ -150,7 +154,7 @@ def _publish_summary(
     path, stats_path = output / "manifest.parquet", output / "stats.json"
     with sole_writer(output, path.name, stats_path.name):
         temporary = temporary_path(path)
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)  # of a row, what the schema names
         publish(temporary, path)
         write_atomically(stats_path, (json.dumps(stats, indent=1) + "\n").encode())
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import parse_command_line
-from pipeline.errors import run_command
+from pipeline.errors import InputError, run_command
+from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge, published_shards
@@ -27,7 +28,7 @@ from preprocess.plan import Plan, write_plan
 from preprocess.publish import sole_writer
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
-from preprocess.run import build_missing, claim_folder
+from preprocess.run import build_missing
 from preprocess.shard import shard_facts
 from preprocess.texts import prepare_texts
 from preprocess.videos import VideoLocator, prepare_videos
@@ -44,11 +45,22 @@ def retry(config: PreprocessConfig) -> dict[str, Any]:
         plan = _unfinished(config.output)
         if plan is None and config.tasks.count == 1:
             plan = _new_round(config)
+    config_hash = content_hash(config, ffmpeg_version())
     if plan is None and config.tasks.count > 1:
         print("no round of retry is open; retry.only_plan=true without tasks opens one", file=sys.stderr, flush=True)
     if plan is not None and not config.retry.only_plan:
-        build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))
+        _check_same_round(plan, config_hash)
+        build_missing(plan, config, shard_facts(config_hash))
     return merge(config.output) if config.tasks.count == 1 else {}
+
+
+def _check_same_round(plan: Plan, config_hash: str) -> None:
+    if plan.facts.get("config_hash", config_hash) != config_hash:
+        name = plan.folder.name
+        raise InputError(
+            f"{plan.folder} was begun with other limits or another ffmpeg; repeat the command that began it, or remove "
+            f"that folder and shards/{name}_*"
+        )
 
 
 def _unfinished(output: Path) -> Plan | None:
@@ -72,6 +84,8 @@ def _new_round(config: PreprocessConfig) -> Plan | None:
     base = Plan.open(config.output / "plan")
     facts = write_plan(fresh, _planned(base, wanted), config.shards.clips_per_shard, prefix=f"{name}_")
     facts["reasons"] = sorted(config.retry.reasons)
+    if not config.retry.only_plan:  # else whoever builds it first may be another machine
+        facts["config_hash"] = content_hash(config, ffmpeg_version())
     (fresh / "plan.json").write_text(json.dumps(facts, indent=1))
     fresh.rename(folder)
     return Plan.open(folder)

@@ -7,36 +7,28 @@ Writes only the shards that are missing, so running it again is how to go on aft
 clip of the metadata is delivered or in the failures table. Exit codes: 0 done, 1 not finished, 2 wrong input.
 """
 
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from pipeline.config import parse_command_line, read_yaml, to_yaml
-from pipeline.errors import InputError, RunError, run_command
-from preprocess.caption import PLACEMENT, place_workers
-from preprocess.config import RENDERING, PreprocessConfig, check_task, content_hash
+from pipeline.config import parse_command_line
+from pipeline.errors import RunError, run_command
+from preprocess.caption import place_workers
+from preprocess.claim import claim_folder
+from preprocess.config import PreprocessConfig, check_task
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.merge import account, merge
 from preprocess.metadata import find_files
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
-from preprocess.publish import sole_writer, write_atomically
 from preprocess.shard import VideoDone, shard_facts
-from preprocess.swap import recover
 from preprocess.texts import prepare_texts
 from preprocess.trial import check_decode
 from preprocess.videos import VideoLocator, prepare_videos
 from preprocess.workers import ShardFailed, run_workers
-
-BYTES_KEYS = ("seed", "ffmpeg_version", "rendering", "clips", "shards", "limits", "texts.require", "captioner")
-"""What decides the bytes of a shard; paths and worker counts are free to change."""
 
 ABOUT = """Decode every clip of a video corpus once, and write tar shards with its texts.
 
@@ -46,80 +38,17 @@ ABOUT = """Decode every clip of a video corpus once, and write tar shards with i
 def run(config: PreprocessConfig) -> dict[str, Any]:
     """Plan, write this task's missing shards, and, when it is the only task, merge. Returns the statistics."""
     find_files(config.metadata.files)  # before a folder is made for what cannot be read
-    claim_folder(config)
+    config_hash = claim_folder(config)
     max_line_bytes = config.limits.max_line_mb * 2**20
     plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
     prepare_texts(config.texts, config.output, max_line_bytes)
-    build_missing(plan, config, shard_facts(content_hash(config, ffmpeg_version())))
+    build_missing(plan, config, shard_facts(config_hash))
     return merge(config.output) if config.tasks.count == 1 else {}
 
 
 def task_shards(num_shards: int, index: int, count: int) -> range:
     """The shards of task `index` of `count`: every `count`-th one, so that the load is even."""
     return range(index, num_shards, count)
-
-
-def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> None:
-    """Write config.yaml into a new folder. One that holds shards of another config is an `InputError`."""
-    recover(config.output)  # a shard that a kill left set aside counts
-    path, versions_path = config.output / "config.yaml", config.output / "versions.json"
-    resolved = _without_device(yaml.safe_load(to_yaml(config)))
-    versions = {"ffmpeg_version": ffmpeg_version(), "rendering": RENDERING}
-    if path.exists() and versions_path.exists() and any((config.output / "shards").glob("*.parquet")):
-        before = _without_device(_with_defaults(read_yaml(path))) | json.loads(versions_path.read_text())
-        keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
-        differing = differing_keys(before, resolved | versions, keys)
-        if differing:
-            raise InputError(
-                f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
-                "give another output, or remove the folder to start over"
-            )
-        return
-    if any((config.output / "shards").glob("*.parquet")):
-        raise InputError(f"{config.output} holds shards but no config.yaml; give another output")
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-        with sole_writer(config.output, versions_path.name, path.name):
-            write_atomically(versions_path, json.dumps(versions).encode())
-            write_atomically(path, to_yaml(config).encode())
-    except OSError as error:
-        raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
-
-
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the options that came later at their defaults."""
-    try:
-        return PreprocessConfig.model_validate(saved).model_dump(mode="json")
-    except ValidationError:
-        return saved
-
-
-def _without_device(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without the captioner's placement, which `content_hash` leaves out too."""
-    captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name not in PLACEMENT}
-    return {**resolved, "captioner": captioner}
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """Those of `keys` (dotted) that are not equal, with both values."""
-    found: list[str] = []
-    for key in keys:
-        old, new = _dig(before, key), _dig(now, key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names = sorted({name for name in old | new if old.get(name) != new.get(name)})
-            found += [f"{key}.{name} ({old.get(name)} there, {new.get(name)} now)" for name in names]
-        else:
-            found.append(f"{key} ({old} there, {new} now)")
-    return found
-
-
-def _dig(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
 
 
 def missing_shards(plan: Plan, config: PreprocessConfig) -> list[int]:

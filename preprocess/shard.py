@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.data.format import Reason
 from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
+from preprocess.claim import check_claim
 from preprocess.config import PreprocessConfig
 from preprocess.cut import cut_clips
 from preprocess.ffmpeg_binary import ffmpeg_version
@@ -94,6 +95,7 @@ def build_shard(
                 len(video.clips), writer.num_failures - failures_before, writer.duration_s - duration_before_s
             )
         _write_all(writer, batches.finish())
+        check_claim(config.output, plan.name, facts["config_hash"])
         writer.publish()
 
 

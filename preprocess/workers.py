@@ -231,6 +231,9 @@ def _build_shards(pipe: "Connection[Any, Any]", tools: Tools, plan: Plan, facts:
             pipe.send(ShardDone(number))
         except (BrokenPipeError, EOFError):
             raise
+        except InputError as error:  # the folder belongs to another config
+            pipe.send(error)
+            return
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)  # as if it had been killed: one video is to blame, not its whole shard
         except OSError as error:

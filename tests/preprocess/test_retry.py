@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import InputError
 from preprocess.config import PreprocessConfig, TasksConfig
 from preprocess.merge import merge, published_shards
 from preprocess.retry import retry
@@ -119,3 +120,15 @@ def test_no_round_starts_while_the_one_before_lacks_a_shard(with_failures: Value
     assert len(list(config.output.glob("plan/retry_*"))) == 1 and not missing.exists()
     assert retry(config)["num_delivered"] == 12
     assert len(list(config.output.glob("plan/retry_*"))) == 1
+
+
+def test_a_round_goes_on_with_its_own_limits_only(with_failures: Values, tmp_path: Path) -> None:
+    config = PreprocessConfig.model_validate({**with_failures, "shards": {"clips_per_shard": 3}})
+    run(config)
+    later(config, tmp_path)
+    longer = config.model_copy(update={"limits": config.limits.model_copy(update={"time_s": 9000.0})})
+    retry(longer)
+    (config.output / "shards" / "retry_001_000000.parquet").unlink()
+    with pytest.raises(InputError, match=r"retry_001 was begun with other limits"):
+        retry(config)
+    assert retry(longer)["num_delivered"] == 12

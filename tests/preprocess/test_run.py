@@ -23,14 +23,17 @@ import yaml
 
 from pipeline.config import load_config
 from pipeline.data.format import FAILURE_COLUMNS, MANIFEST_COLUMNS, METADATA_KEY, SIDECAR_COLUMNS
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from preprocess import workers
-from preprocess.config import PreprocessConfig
+from preprocess.audit import audit_set
+from preprocess.claim import claim_folder
+from preprocess.config import RENDERING, PreprocessConfig
 from preprocess.ffmpeg_binary import ffmpeg_version, find_ffmpeg
 from preprocess.merge import merge
+from preprocess.plan import Plan
 from preprocess.planning import make_plan
 from preprocess.retry import retry
-from preprocess.run import main, run
+from preprocess.run import build_missing, main, run
 from preprocess.shard import Tools, build_shard, shard_facts
 from preprocess.text_index import index_folder
 
@@ -147,10 +150,49 @@ def test_a_folder_of_another_config_is_refused(small_set: Values) -> None:
         run(config_of(small_set, seed=1))
 
 
+def test_two_configs_never_share_a_set(small_set: Values) -> None:
+    """Both came before the first shard. The one that was overtaken publishes nothing."""
+    mine = config_of(small_set, tasks={"index": 0, "count": 2})
+    other = config_of(small_set, clips={"fps": 5, "size_px": 48}, tasks={"index": 1, "count": 2})
+    config_hash = claim_folder(mine)
+    run(other)
+    plan = Plan.open(mine.output / "plan")
+    with pytest.raises(InputError, match=r"was taken by a run with another config or ffmpeg before shards/000000"):
+        build_missing(plan, mine, shard_facts(config_hash))
+    assert [path.name for path in mine.output.glob("shards/*.parquet")] == ["000001.parquet"]
+
+
+def test_a_mixture_of_configs_is_found_afterwards(small_set: Values) -> None:
+    config = config_of(small_set)
+    run(config)
+    (config.output / "versions.json").unlink()
+    for name in ("000001.tar", "000001.parquet"):
+        (config.output / "shards" / name).unlink()
+    build_missing(Plan.open(config.output / "plan"), config, shard_facts("another"))
+    with pytest.raises(RunError, match=r"shards/000000 and shards/000001 were written by different configs or ffmpeg"):
+        merge(config.output)
+    assert any("different configs" in finding.problem for finding in audit_set(config.output))
+
+
+def test_a_set_goes_on_with_the_hash_of_its_first_shards(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new version of the code may know more options, whose defaults change no byte."""
+    config = config_of(small_set)
+    run(config)
+    before = digest(config.output)
+    monkeypatch.setattr("preprocess.claim.content_hash", lambda *_: "with one more option")
+    for versions in (config.output / "versions.json").read_text(), '{"ffmpeg_version": "V", "rendering": R}':
+        fill = versions.replace("V", ffmpeg_version()).replace("R", str(RENDERING))
+        (config.output / "versions.json").write_text(fill)
+        for name in ("000001.tar", "000001.parquet"):
+            (config.output / "shards" / name).unlink()
+        run(config)
+        assert digest(config.output) == before
+
+
 def test_a_folder_of_an_older_rendering_is_refused(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config_of(small_set))
     assert run(config_of(small_set))["num_delivered"] == 12
-    monkeypatch.setattr("preprocess.run.RENDERING", 99)
+    monkeypatch.setattr("preprocess.claim.RENDERING", 99)
     with pytest.raises(InputError, match=r"differs in rendering \(\d+ there, 99 now\)"):
         run(config_of(small_set))
 
