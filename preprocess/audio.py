@@ -2,7 +2,8 @@
 
     audio = copy_audio(path, probe.audio_index, clips, limits)      # clip id -> bytes
 
-Packets are kept whole, so a cut is exact to one packet (about 20 ms).
+Packets are kept whole, so a cut is exact to one packet (about 20 ms); each lies as far from the clip's start as it lay
+in the source.
 """
 
 import contextlib
@@ -27,10 +28,11 @@ def copy_audio(path: Path, stream_index: int, clips: Sequence[Clip], limits: Lim
             zero_s = (source.start_time or 0) / av.time_base
             with contextlib.suppress(av.error.FFmpegError):  # a cut file: what came before the cut is good
                 _sort_packets(source.demux(template), zero_s, clips, packets)
+            starts_s = {clip.clip_id: zero_s + clip.start_s for clip in clips}
             return {
                 clip_id: data
                 for clip_id, found in packets.items()
-                if found and (data := _mux(found, template)) is not None
+                if found and (data := _mux(found, template, starts_s[clip_id])) is not None
             }
     except (av.error.FFmpegError, OSError, IndexError):
         return {}  # it does not open any more: the decode of the pictures will say why
@@ -47,16 +49,16 @@ def _sort_packets(demuxed: Iterable[Any], zero_s: float, clips: Sequence[Clip], 
                 packets[clip.clip_id].append(packet)
 
 
-def _mux(packets: Sequence[Any], template: Any) -> bytes | None:
+def _mux(packets: Sequence[Any], template: Any, start_s: float) -> bytes | None:
+    """The packets on a clock that is 0 at `start_s`: sound that sets in late stays late."""
     buffer = io.BytesIO()
     try:
         with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream_from_template(template)
-            first = packets[0].pts or 0
             for original in packets:
                 packet = av.Packet(bytes(original))
                 packet.time_base = original.time_base
-                packet.pts = packet.dts = (original.pts or 0) - first
+                packet.pts = packet.dts = original.pts - round(start_s / original.time_base)
                 packet.duration = original.duration
                 packet.stream = stream
                 container.mux(packet)

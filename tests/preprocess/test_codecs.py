@@ -1,6 +1,7 @@
 """The other choices of a delivered clip: H.264, audio, and the fast decode with its time error."""
 
 import io
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from preprocess.clips import ClipsConfig
 from preprocess.cut import cut_clips
+from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.limits import LimitsConfig
 from preprocess.mux import open_track
 from preprocess.probe import probe_video
@@ -97,6 +99,23 @@ def test_audio_is_copied_for_the_span(
         assert abs(samples / rate - (media.clip.end_s - media.clip.start_s)) <= 2 * 1024 / rate
     (without,) = cut(silent, [Clip("a", 0.5, 2.5)], config)
     assert without.audio is None
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_sound_lies_where_it_lay(
+    suffix: str, painted: Callable[..., Path], add_sound: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    """Sound that sets in 1.3 s after the pictures."""
+    silent, path = painted(tmp_path / "silent.mp4", num_frames=150), tmp_path / f"late.{suffix}"
+    sound = add_sound(silent, tmp_path / "sound.mp4")
+    late = ["-i", str(silent), "-itsoffset", "1.3", "-i", str(sound), "-map", "0:v", "-map", "1:a", "-c", "copy"]
+    subprocess.run([find_ffmpeg(), "-v", "error", *late, str(path)], stdin=subprocess.DEVNULL, check=True)
+    packet_s = 1024 / 16000
+    for media in cut(path, [Clip("a", 0.0, 2.0), Clip("b", 1.0, 3.0), Clip("c", 2.0, 3.0)], ClipsConfig(audio=True)):
+        assert media.audio is not None
+        with av.open(io.BytesIO(media.audio)) as container:
+            first_s = next(frame.time for frame in container.decode(audio=0))
+        assert abs(first_s - max(0.0, 1.3 - media.clip.start_s)) <= 1.1 * packet_s
 
 
 def test_fast_errs_by_no_more_than_the_b_frames_between_references(
