@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +146,7 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
     elif kind in ("csv", "tsv"):
         yield from _csv_rows(path, "\t" if kind == "tsv" else ",", max_bytes)
     elif kind == "json":
-        yield from _json_list_rows(path)
+        yield from _json_list_rows(path, max_bytes)
     else:
         for line in read_lines(path, max_bytes):
             where = f"{path.name}:{line.number}"
@@ -171,44 +172,64 @@ def _csv_rows(path: Path, delimiter: str, max_bytes: int) -> Iterator[dict[str, 
     csv.field_size_limit(max_bytes)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
-        reader = csv.DictReader(text, delimiter=delimiter)
+        reader = csv.reader(text, delimiter=delimiter)
+        names: list[str] = []
         while True:
             try:
-                row = next(reader)
+                fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 yield BadRow(f"{path.name}:{reader.line_num}", str(error))
                 continue
-            yield {str(name): value for name, value in row.items()}
+            if not fields:
+                continue
+            if not names:
+                names = fields
+            elif len(fields) == len(names):
+                yield dict(zip(names, fields, strict=True))
+            else:
+                problem = f"{len(fields)} fields under a header of {len(names)}; a text with a comma needs quotes"
+                yield BadRow(f"{path.name}:{reader.line_num}", problem)
 
 
-def _json_list_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    """The objects of one JSON array, read piece by piece: the published caption lists have tens of millions."""
+_BETWEEN = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*")
+
+
+def _json_list_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any]]:
+    """The objects of one JSON array, read piece by piece: the published caption lists have tens of millions.
+
+    There is no line to start again from: whatever else the list holds is an `InputError`.
+    """
     decoder = json.JSONDecoder()
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace")
-        buffer = text.read(_CHUNK).lstrip()
+        buffer, place, number = "", 1, 0
+        while not buffer and (more := text.read(_CHUNK)):
+            buffer = more.lstrip()
         if not buffer.startswith("["):
             raise InputError(f"{path} is not a JSON list; use .jsonl for one object a line")
-        buffer, number = buffer[1:], 0
         while True:
-            buffer = buffer.lstrip().removeprefix(",").lstrip()
-            if buffer.startswith("]"):
+            between = _BETWEEN.match(buffer, place)
+            assert between is not None
+            start = between.end()
+            if buffer.startswith("]", start) and not between[1]:
                 return
+            if start < len(buffer) and (buffer[start] != "{" or (between[1] == ",") != (number > 0)):
+                raise InputError(
+                    f"{path}: element {number} is no object after a comma; the list must hold objects only"
+                )
             try:
-                value, end = decoder.raw_decode(buffer)
-                # A number or a word at the end of the buffer may go on in the next piece; objects close themselves.
-                complete = isinstance(value, dict)
-            except ValueError:
-                complete = False
-            if complete:
-                number += 1
-                buffer = buffer[end:]
+                value, end = decoder.raw_decode(buffer, start)
+            except (ValueError, RecursionError) as error:
+                value, end, problem = None, len(buffer), f"is damaged or does not end ({error})"
+            if end - start > max_bytes:
+                problem = f"does not end within {max_bytes} bytes"
+            elif value is not None:
+                number, place = number + 1, end
                 yield value
                 continue
-            more = text.read(_CHUNK)
-            if not more:
-                yield BadRow(f"{path.name}[{number}]", "the list does not end, or holds something else than objects")
-                return
-            buffer += more
+            elif more := text.read(_CHUNK):
+                buffer, place = buffer[place:] + more, 0
+                continue
+            raise InputError(f"{path}: element {number} {problem}; download the file again")
