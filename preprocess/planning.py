@@ -104,19 +104,35 @@ def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str
     excluded: set[str] = set()
     for name in files:
         path = Path(name)
-        if TABLE_SUFFIXES.isdisjoint(path.suffixes):
-            lines = (line.data for line in read_lines(path, max_line_bytes))
-            found = {line.decode("utf-8-sig", "replace") for line in lines if line is not None}
-        else:
-            rows = [row for row in read_rows(path, max_line_bytes) if not isinstance(row, BadRow)]
-            found = {str(row[key]) for row in rows for key in _EXCLUDE_COLUMNS if row.get(key)}
-            if rows and not found:
-                raise InputError(
-                    f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
-                    f"{', '.join(list(rows[0])[:20])}; rename one, or give a text file with one id a line"
-                )
-        excluded |= {_key_stem(text) for text in found}
+        ids = _listed(path, max_line_bytes) if TABLE_SUFFIXES.isdisjoint(path.suffixes) else _ids(path, max_line_bytes)
+        excluded.update(_key_stem(text) for text in ids)
     return frozenset(excluded)
+
+
+def _listed(path: Path, max_line_bytes: int) -> Iterator[str]:
+    for line in read_lines(path, max_line_bytes):
+        if line.data is None:
+            raise _unread(f"{path.name}:{line.number}", f"a line is longer than {max_line_bytes} bytes")
+        yield line.data.decode("utf-8-sig", "replace")
+
+
+def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
+    """The ids in the rows of a table."""
+    for row in read_rows(path, max_line_bytes):
+        if isinstance(row, BadRow):
+            raise _unread(row.where, row.problem)
+        columns = [name for name in _EXCLUDE_COLUMNS if name in row]
+        if not columns:
+            raise InputError(
+                f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
+                f"{', '.join(list(row)[:20])}; rename one, or give a text file with one id a line"
+            )
+        yield from (str(row[name]) for name in columns if row[name])
+
+
+def _unread(where: str, problem: str) -> InputError:
+    """What such a row forbids would be delivered."""
+    return InputError(f"metadata.exclude: {where} cannot be read ({problem}); repair the list")
 
 
 def _fill_buckets(

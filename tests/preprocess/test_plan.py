@@ -118,6 +118,24 @@ def test_exclude_lists_of_every_kind(name: str, packed: bool, tmp_path: Path) ->
     assert {row["reason"] for row in rejected(tmp_path / "out")} == {"excluded"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ids.jsonl", '{"video_id": "a"}\n{"video_id": "ev\n'),
+        ("ids.jsonl", '{"video_id": "a"}\n{"remark": "b"}\n'),
+        ("ids.csv", "video_id,why\na,x\nb\n"),
+        ("ids.json", '[{"video_id": "a"}, "b"]'),
+        ("ids.txt", "a\n" + "b" * 2_000_000 + "\n"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_no_row_to_pass_over(name: str, content: str, tmp_path: Path) -> None:
+    """What it forbids would be delivered."""
+    write(tmp_path / "m.jsonl", [("a", 2), ("b", 2)])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match="ids"):
+        plan_of(tmp_path / "out", tmp_path / "m.jsonl", exclude=(str(tmp_path / name),))
+
+
 def test_an_exclude_list_that_excludes_nothing_is_wrong_input(tmp_path: Path) -> None:
     write(tmp_path / "m.jsonl", [("a", 2)])
     (tmp_path / "ids.csv").write_text("youtube,n\na,1\n")
