@@ -20,6 +20,8 @@ from pipeline.log import logger, quiet, read_metrics
 
 Mode = Literal["auto", "online", "offline", "off"]
 INIT_LIMIT_S = 30
+FINISH_LIMIT_S = 60
+"""What is not uploaded by then waits on the disk; wandb's own limit is none, and a signal leaves little time."""
 
 
 class WandbMirror:
@@ -108,7 +110,7 @@ def _init(
         dir=str(run_folder),
         mode=mode,
         config=config,
-        settings=wandb.Settings(init_timeout=INIT_LIMIT_S, console="off", silent=True),
+        settings=wandb.Settings(init_timeout=INIT_LIMIT_S, finish_timeout=FINISH_LIMIT_S, console="off", silent=True),
     )
     for name in ("config.yaml", "code.json"):
         run.save(str(run_folder / name), base_path=str(run_folder), policy="now")

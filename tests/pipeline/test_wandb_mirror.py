@@ -52,6 +52,12 @@ def start(folder: Any, mode: Any = "auto") -> WandbMirror:
     return WandbMirror.start(folder, mode=mode, project="p", config={"a": 1})
 
 
+def test_the_end_has_a_limit(tmp_path, wandb):
+    """wandb's own is none: a slow upload would hold an allocation, or outlast the time that a signal leaves."""
+    start(tmp_path)
+    assert wandb.inits[0]["settings"]["finish_timeout"] == wandb_mirror.FINISH_LIMIT_S
+
+
 def test_off_does_not_even_import_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     mirror = start(tmp_path, "off")
