@@ -106,7 +106,7 @@ class TrainConfig(Section):
     without it goes on."""
     resume: str = "auto"
     """auto: go on from the newest intact checkpoint of the run folder; a path: the same, and where there is none, from
-    that checkpoint or run folder; never: start over, what the folder holds is set aside as checkpoints_before_<n>."""
+    that checkpoint or run folder; never: start over, what the folder holds is set aside as <name>_before_<n>."""
     init_from: Path | None = None
     """Weights to start from when nothing is resumed, in place of model.pretrained: an export, a checkpoint, a run
     folder, an official .pt. They must fit the model that `model` describes."""

@@ -191,16 +191,23 @@ def remove_staging(run_folder: Path) -> None:
 
 
 def set_aside(run_folder: Path) -> None:
-    """Rename `checkpoints` to the first free `checkpoints_before_<n>`, so that a fresh start cannot mix with it."""
+    """Rename what a run has made to <name>_before_<n>, so that a fresh start neither mixes with it nor loses it."""
+    made = {name: run_folder / name for name in ("checkpoints", "metrics.jsonl", "wandb/run_id")}
     if not list_checkpoints(run_folder):
-        return
+        del made["checkpoints"]
+    made = {name: path for name, path in made.items() if path.exists()}
     number = 1
-    while (target := run_folder / f"checkpoints_before_{number}").exists():
+    while any(_before(path, number).exists() for path in made.values()):
         number += 1
-    (run_folder / "checkpoints").rename(target)
-    (run_folder / "checkpoints").mkdir()
-    (run_folder / LATEST).unlink(missing_ok=True)
-    (run_folder / "COMPLETE").unlink(missing_ok=True)
+    for path in made.values():
+        path.rename(_before(path, number))
+    (run_folder / "checkpoints").mkdir(exist_ok=True)
+    for name in (LATEST, BEST, "COMPLETE"):
+        (run_folder / name).unlink(missing_ok=True)
+
+
+def _before(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}_before_{number}{path.suffix}")
 
 
 def to_remove(steps: list[int], *, keep_last: int, keep_every: int, protected: set[int]) -> list[int]:

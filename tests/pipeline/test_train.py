@@ -189,10 +189,12 @@ def test_shards_added_to_the_set_change_neither_length_nor_schedule_of_a_run(poo
 def test_starting_over_sets_the_old_checkpoints_aside(shards, pools, tmp_path):
     config = write_config(tmp_path, shards, steps=3)
     train(pools(1), config, "stop_at_step=2")
-    first = losses(tmp_path / "runs/run")
+    run = tmp_path / "runs/run"
+    first, lines = losses(run), (run / "metrics.jsonl").read_bytes()
     train(pools(1), config, "resume=never")
-    assert losses(tmp_path / "runs/run")[:2] == first
-    assert (tmp_path / "runs/run/checkpoints_before_1/step_00000002").is_dir()
+    assert losses(run)[:2] == first
+    assert (run / "checkpoints_before_1/step_00000002").is_dir()
+    assert (run / "metrics_before_1.jsonl").read_bytes() == lines
 
 
 def test_the_best_checkpoint_by_a_validation_metric_stays(shards, pools, tmp_path):

@@ -126,10 +126,22 @@ def test_what_a_rank_reported_must_be_there_before_a_checkpoint_counts(tmp_path)
 def test_removing_and_setting_aside(run):
     remove_checkpoint(run / "checkpoints/step_00000010")
     assert [folder.name for folder in list_checkpoints(run)] == ["step_00000020"]
+    (run / "metrics.jsonl").write_text("lines")
+    (run / "wandb").mkdir()
+    (run / "wandb/run_id").write_text("first")
     set_aside(run)
     assert list_checkpoints(run) == []
     assert (run / "checkpoints_before_1/step_00000020").is_dir()
+    assert (run / "metrics_before_1.jsonl").read_text() == "lines"
+    assert (run / "wandb/run_id_before_1").read_text() == "first"
+    assert not (run / "metrics.jsonl").exists()
+    assert not (run / "wandb/run_id").exists()
     assert read_latest(run) is None
+    set_aside(run)
+    assert not (run / "checkpoints_before_2").exists()
+    (run / "metrics.jsonl").write_text("more")
+    set_aside(run)
+    assert (run / "metrics_before_2.jsonl").exists()
 
 
 @pytest.mark.parametrize(
