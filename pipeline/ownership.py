@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.errors import InputError, RunError
 OWNER = "owner.json"
 HEARTBEAT_S = 20.0
 DEAD_AFTER_S = 180.0
+READ_ATTEMPTS, RETRY_AFTER_S = 12, 5.0
 
 
 @dataclass
@@ -42,22 +44,34 @@ class Ownership:
     @classmethod
     def claim(cls, run_folder: Path) -> Self:
         """Take the folder, or raise InputError when an unrelated run holds it."""
-        with open(run_folder / ".owner.lock", "w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            mine = _identity()
-            owner = _read(run_folder)
-            if owner is not None and not _may_take(owner, mine, run_folder):
-                raise InputError(
-                    f"{run_folder} is in use by {_described(owner)}; wait for it, stop it, or choose another name"
-                )
-            write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
+        mine = _identity()
+        try:
+            with open(run_folder / ".owner.lock", "w") as guard:
+                fcntl.flock(guard, fcntl.LOCK_EX)
+                owner = _read(run_folder)
+                if owner is not None and not _may_take(owner, mine, run_folder):
+                    raise InputError(
+                        f"{run_folder} is in use by {_described(owner)}; wait for it, stop it, or choose another name"
+                    )
+                write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
+        except OSError as error:
+            raise InputError(
+                f"cannot take {run_folder}: {error.strerror}; it needs room, the right to write, and a file system "
+                "with locks (Lustre: mounted with -o flock)"
+            ) from None
         ownership = cls(run_folder, mine["token"])
         threading.Thread(target=ownership._beat, daemon=True, name="ownership heartbeat").start()
         return ownership
 
     def check(self) -> None:
-        """Raise RunError when the folder belongs to someone else by now."""
-        owner = _read(self.run_folder)
+        """Raise RunError when the folder belongs to someone else by now, or when that cannot be found out."""
+        try:
+            owner = _read(self.run_folder)
+        except OSError as error:
+            raise RunError(
+                f"cannot read {self.run_folder / OWNER} ({error.strerror}), so that this run may not be the owner any "
+                "more; it stops without writing, the same command goes on"
+            ) from None
         if owner is None or owner["token"] != self.token:
             taker = _described(owner) if owner else "nobody (owner.json is gone)"
             raise RunError(f"{self.run_folder} belongs to {taker} now; this run stops without writing")
@@ -65,16 +79,17 @@ class Ownership:
     def release(self) -> None:
         """Give the folder back, if it is still ours."""
         self._stop.set()
-        owner = _read(self.run_folder)
-        if owner is not None and owner["token"] == self.token:
-            (self.run_folder / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):
+            owner = _read(self.run_folder)
+            if owner is not None and owner["token"] == self.token:
+                (self.run_folder / OWNER).unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            owner = _read(self.run_folder)
-            if owner is None or owner["token"] != self.token:
-                return
-            with suppress(OSError):
+            with suppress(OSError):  # the next beat may find the file system again
+                owner = _read(self.run_folder)
+                if owner is None or owner["token"] != self.token:
+                    return
                 os.utime(self.run_folder / OWNER)
 
 
@@ -118,10 +133,20 @@ def _heartbeat_age_s(run_folder: Path) -> float:
 
 
 def _read(run_folder: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads((run_folder / OWNER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """owner.json, or None where there is none or it says nothing. OSError when the file system does not answer.
+
+    A far file system fails to read now and then, so it is asked several times.
+    """
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            owner = json.loads((run_folder / OWNER).read_text(encoding="utf-8"))
+            break
+        except (FileNotFoundError, ValueError):
+            return None
+        except OSError:
+            if attempt == READ_ATTEMPTS:
+                raise
+            time.sleep(RETRY_AFTER_S)
     return owner if isinstance(owner, dict) and "token" in owner else None
 
 

@@ -5,15 +5,19 @@ code.json        git revision, uncommitted changes, versions; one entry per star
 metrics.jsonl    a line a step            logs/rank_00000.log    wandb/
 checkpoints/     latest                   COMPLETE               when the last step is done
 
-prepare(folder, config, resume="auto")
+make_folders(folder); prepare(folder, config)       # between the two, the folder is claimed
 """
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.config import Section, read_yaml, to_yaml
@@ -39,23 +43,53 @@ CHANGEABLE = (
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "safetensors", "av", "simplejpeg", "pyarrow")
 
 
-def prepare(folder: Path, config: Section) -> None:
-    """Make the folder, or check that it belongs to this config. Raises InputError. Rank 0."""
-    try:
+def make_folders(folder: Path) -> None:
+    """Make the folder, with nothing in it. Raises InputError. Rank 0."""
+    with _writing(folder):
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
+
+
+def prepare(folder: Path, config: Section) -> None:
+    """Check that the folder belongs to this config, and note config and code in it. Raises InputError. Rank 0.
+
+    Only once the folder is claimed: a run that is refused must not leave its own config there.
+    """
+    with _writing(folder):
         stored = folder / "config.yaml"
-        if stored.exists() and (different := differing_keys(read_yaml(stored), config.model_dump(mode="json"))):
+        if stored.exists() and (different := differing_keys(stored_values(stored, type(config)), _values(config))):
             raise InputError(
                 f"{folder} belongs to another config: {', '.join(different)} differ; choose another name, or the "
                 f"values of {stored}"
             )
         write_atomically(stored, to_yaml(config))
         record_code(folder / "code.json")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights"
         ) from None
+
+
+def stored_values(path: Path, kind: type[Section]) -> dict[str, Any]:
+    """The values of a stored config; keys that this code has and the one that wrote it had not are at their defaults.
+
+    As they stand in the file where this code cannot read them at all: then the keys that it does not know differ.
+    """
+    content = read_yaml(path)
+    try:
+        return _values(kind.model_validate(content))
+    except ValidationError:
+        return content
+
+
+def _values(config: Section) -> dict[str, Any]:
+    return config.model_dump(mode="json")
 
 
 def differing_keys(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -36,7 +36,7 @@ with quiet():
     from pipeline.model.weights import save_model
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
     from pipeline.ownership import Ownership
-    from pipeline.run_folder import prepare
+    from pipeline.run_folder import make_folders, prepare
     from pipeline.signals import StopRequest
     from pipeline.start import first_weights
     from pipeline.train_config import TrainConfig
@@ -136,13 +136,14 @@ def leave_lost_group(error: RuntimeError) -> NoReturn:
 
 def on_main(action: Callable[[], Value]) -> Value | None:
     """Run `action` on rank 0. When it fails there, rank 0 reports the error and every rank leaves with its code."""
-    result, error = None, None
+    result: Value | None = None
+    error: Exception | None = None
     if is_main():
         try:
             result = action()
-        except PipelineError as caught:
+        except Exception as caught:  # whatever it is: the others wait to hear of it
             error = caught
-    code = broadcast_value(error.exit_code if error else 0)
+    code = broadcast_value(0 if error is None else error.exit_code if isinstance(error, PipelineError) else 1)
     if error is not None:
         raise error
     if code:
@@ -151,14 +152,19 @@ def on_main(action: Callable[[], Value]) -> Value | None:
 
 
 def claim_folder(config: TrainConfig) -> Ownership:
-    """Make or check the run folder and take it, once the held-out sets are known to be there."""
+    """Make the run folder, take it and check its config, once the held-out sets are known to be there."""
     for held_out in config.evaluation.sets:
         check_set(held_out)
-    prepare(config.run_folder, config)
+    make_folders(config.run_folder)
     ownership = Ownership.claim(config.run_folder)
-    remove_staging(config.run_folder)
-    if config.resume == "never":
-        set_aside(config.run_folder)
+    try:
+        prepare(config.run_folder, config)
+        remove_staging(config.run_folder)
+        if config.resume == "never":
+            set_aside(config.run_folder)
+    except BaseException:
+        ownership.release()
+        raise
     return ownership
 
 

@@ -251,6 +251,26 @@ def test_another_config_may_not_move_in(shards, pools, tmp_path):  # noqa: F811
     assert "belongs to another config: optim.lr differ;" in (tmp_path / "out.txt").read_text()
 
 
+def test_a_refused_run_leaves_the_folder_as_it_is(shards, tmp_path):  # noqa: F811
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
+    owner = start_training([str(config)], tmp_path / "out.txt")
+    run = tmp_path / "runs/run"
+    wait_until(lambda: len(read_metrics(run / "metrics.jsonl")) > 2, owner)
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "code.json")}
+    refused = start_training([str(config), "log.every_steps=7"], tmp_path / "refused.txt")
+    refused.join(120)
+    assert refused.exitcode == 2
+    assert "is in use by another run" in (tmp_path / "refused.txt").read_text()
+    assert {name: (run / name).read_bytes() for name in before} == before
+    owner.kill()
+    owner.join()
+    refused = start_training([str(config), "optim.lr=0.5"], tmp_path / "refused.txt")
+    refused.join(120)
+    assert refused.exitcode == 2
+    assert "belongs to another config" in (tmp_path / "refused.txt").read_text()
+    assert not (run / "owner.json").exists(), "a run that is refused gives the folder back"
+
+
 def test_a_run_that_was_taken_over_stops_without_writing(shards, tmp_path):  # noqa: F811
     config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
     process = start_training([str(config)], tmp_path / "out.txt")
