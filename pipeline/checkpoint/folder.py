@@ -175,6 +175,15 @@ def newest_intact(run_folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def mark_damaged(folder: Path) -> None:
+    """Rename a checkpoint to damaged_<its name>: not lost, and taking the place of no good one in the keep policy."""
+    target, number = folder.with_name(f"damaged_{folder.name}"), 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged_{folder.name}_{number}")
+    folder.rename(target)
+
+
 def remove_staging(run_folder: Path) -> None:
     """Remove what attempts to save left behind when they died."""
     for path in (run_folder / "checkpoints").glob(".staging-*"):

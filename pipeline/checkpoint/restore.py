@@ -11,7 +11,15 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.folder import find_damage, newest_intact, read_complete, read_latest
+from pipeline.checkpoint.folder import (
+    find_damage,
+    list_checkpoints,
+    mark_damaged,
+    newest_intact,
+    read_complete,
+    read_latest,
+    step_of,
+)
 from pipeline.checkpoint.rng import rank_name, set_random_state
 from pipeline.checkpoint.save import ENGINE_FOLDER
 from pipeline.checkpoint.universal import moments_by_name, report_conversion
@@ -32,6 +40,8 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     if is_main() and resume != "never":
         try:
             answer = newest_intact(run_folder)
+            if answer[0] is not None:
+                rename_newer(run_folder, answer[0])
             if answer == (None, []) and resume != "auto":
                 answer = (named_checkpoint(Path(resume)), [])
         except InputError as error:
@@ -48,6 +58,16 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
             "start over with resume=never"
         )
     return chosen
+
+
+def rename_newer(run_folder: Path, chosen: Path) -> None:
+    """Take checkpoints that are newer than the chosen one, and thus damaged, out of the run's row. Rank 0."""
+    for folder in list_checkpoints(run_folder):
+        if step_of(folder) > step_of(chosen):
+            try:
+                mark_damaged(folder)
+            except OSError as error:
+                logger.warning(f"{folder} is damaged and could not be renamed: {error.strerror}")
 
 
 def named_checkpoint(path: Path) -> Path:

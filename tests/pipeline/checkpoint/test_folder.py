@@ -17,9 +17,12 @@ from pipeline.checkpoint.folder import (
     remove_staging,
     seal,
     set_aside,
+    step_of,
     to_remove,
     write_atomically,
 )
+from pipeline.checkpoint.restore import choose_checkpoint
+from pipeline.errors import RunError
 
 FILES = ("engine/mp_rank_00_model_states.pt", "model.safetensors", "rng.safetensors", "state.json", "config.yaml")
 
@@ -108,6 +111,26 @@ def test_foreign_names_are_not_checkpoints(run):
     for name in ("step_", "step_abc", "step_00000030.bak", "old"):
         (run / "checkpoints" / name).mkdir()
     assert [folder.name for folder in list_checkpoints(run)] == ["step_00000010", "step_00000020"]
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_good_one(run):
+    for step in (10, 20):
+        damage(run / f"checkpoints/step_{step:08d}" / "state.json", "flipped", 0.5)
+    write_checkpoint(run, 15)
+    assert choose_checkpoint(run, "auto") == run / "checkpoints/step_00000015"
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 15], "only what was passed over is renamed"
+    assert (run / "checkpoints/damaged_step_00000020/state.json").exists()
+    damage(write_checkpoint(run, 20) / "state.json", "flipped", 0.5)
+    assert choose_checkpoint(run, "auto") == run / "checkpoints/step_00000015"
+    assert (run / "checkpoints/damaged_step_00000020_2/state.json").exists()
+
+
+def test_where_none_is_intact_all_stay_where_they_are(run):
+    for step in (10, 20):
+        damage(run / f"checkpoints/step_{step:08d}" / "state.json", "flipped", 0.5)
+    with pytest.raises(RunError, match="none is intact"):
+        choose_checkpoint(run, "auto")
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 20]
 
 
 def test_what_a_rank_reported_must_be_there_before_a_checkpoint_counts(tmp_path):
