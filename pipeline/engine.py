@@ -3,7 +3,7 @@
     start_distributed(config)                            # process group, device
     engine = Engine(model, optimizer, config, ...)
     features = engine(video=..., subtitle=...)           # forward, under autocast
-    with engine.one_reduction(): engine.backward(loss)   # once or several times; one reduction at the end
+    engine.backward(loss)                                # or backward_all(losses, n): n of them, one reduction
     norm = engine.gradient_norm()                        # of the averaged gradient, before clipping
     engine.step()                                        # clip, update, clamp, zero
 
@@ -36,6 +36,8 @@ def start_distributed(config: EngineConfig) -> torch.device:
     # DeepSpeed would take a GPU that the config does not want, and asks for LOCAL_RANK even with one rank.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ.setdefault("LOCAL_RANK", "0")
+    if device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes the GPU of this number
     if not is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.collective_timeout_s)
@@ -121,7 +123,7 @@ class Engine:
         self.deepspeed.eval()
 
     def backward(self, loss: Tensor) -> None:
-        """Backward; gradients are averaged over ranks unless `one_reduction` holds them back."""
+        """Backward; gradients are averaged over ranks."""
         self.deepspeed.backward(loss)
 
     def backward_all(self, losses: Iterator[Tensor], count: int) -> None:
@@ -160,9 +162,9 @@ class Engine:
             norms = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)])
             square = norms.square().sum()
         else:
-            square = torch.zeros((), dtype=torch.float64, device=self.device)
-        if self.zero_stage > 0 and world_size() > 1:
-            dist.all_reduce(square)
+            square = torch.zeros((), dtype=torch.float64)
+        if self.zero_stage > 0:
+            square = self._sum_over_ranks(square)
         scale = self.deepspeed.optimizer.loss_scale if self.scales_loss else 1.0
         self._norm = math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
         return self._norm
@@ -172,9 +174,16 @@ class Engine:
         parameters = list(self.module.parameters())
         held = [_own_part(p) if hasattr(p, "ds_tensor") else p.detach() for p in parameters]
         square = torch.stack([norm.double() for norm in torch._foreach_norm(held)]).square().sum()
-        if self.zero_stage == 3 and world_size() > 1:
-            dist.all_reduce(square)
+        if self.zero_stage == 3:
+            square = self._sum_over_ranks(square)
         return math.sqrt(square.item())
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        """On the engine's device, the only one that NCCL can reach: what is offloaded was summed up on the host."""
+        value = value.to(self.device)
+        if world_size() > 1:
+            dist.all_reduce(value)
+        return value
 
     def optimizer_step(self) -> int:
         """How many updates the optimizer has made."""

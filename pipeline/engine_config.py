@@ -83,7 +83,10 @@ def resolve_device(config: EngineConfig) -> torch.device:
         raise InputError("engine.device is cuda, but this machine has no CUDA device; set engine.device=cpu")
     if wanted == "cpu" and config.precision == "fp16":
         raise InputError("engine.precision fp16 needs a GPU; on a CPU set engine.precision=fp32 or bf16")
-    return torch.device(wanted, local_rank()) if wanted == "cuda" else torch.device("cpu")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    # Where a site shows each task its own GPU only, all of them are number 0.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def deepspeed_config(

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipeline import engine as module
+from pipeline.engine import Engine
 from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS, EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
 from pipeline.plan import buffer_bytes, state_bytes_per_parameter
@@ -126,6 +128,27 @@ def test_engine_only_keys_pass_through():
     assert made["gradient_clipping"] == 1.5
     assert made["wall_clock_breakdown"] is True
     assert made["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+def test_what_is_summed_over_ranks_lies_where_the_ranks_can_reach_it(monkeypatch):
+    """With the optimizer on the host, norms are computed there; NCCL takes no tensor of the host."""
+    engine = Engine.__new__(Engine)
+    engine.device, engine.zero_stage, engine.config = torch.device("meta"), 2, EngineConfig(precision="fp32")
+    monkeypatch.setattr(Engine, "local_gradients", lambda self: [torch.ones(3)])
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    seen = []
+    monkeypatch.setattr(module.dist, "all_reduce", lambda tensor: seen.append(tensor.device))
+    with pytest.raises(RuntimeError, match="meta"):  # which holds no number to return
+        engine.gradient_norm()
+    assert seen == [engine.device]
+
+
+@pytest.mark.parametrize(("visible", "number"), [(8, 3), (1, 0)])
+def test_a_task_that_sees_only_its_own_gpu_takes_it(monkeypatch, visible, number):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert resolve_device(EngineConfig(device="cuda")) == torch.device("cuda", number)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
