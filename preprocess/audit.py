@@ -3,7 +3,8 @@
     python -m preprocess.audit data/shards/hdvila [--shards 0::100] [--workers 8]
 
 Checks the hashes of tars and sidecars against sidecars and manifest, each member's place, each sample's JSON, texts,
-media and audio (hash, every frame decodes), and the account. A foreign set that `preprocess.index` took up has no plan
+media and audio (hash, every frame decodes), that each planned clip of a shard is in exactly one place, and over all
+shards the account. A foreign set that `preprocess.index` took up has no plan
 and no hashes of its own; what it has is checked. Exit code 1 on any finding.
 """
 
@@ -13,6 +14,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,12 +28,12 @@ from tqdm import tqdm
 from pipeline.data.format import METADATA_KEY, Reason, manifest_hash
 from pipeline.errors import InputError, PipelineError, run_command
 from preprocess.audit_sample import foreign_problems, sample_problems
-from preprocess.claim import find_mixture
+from preprocess.claim import find_mixture, round_of
 from preprocess.index import FOREIGN
 from preprocess.merge import published_shards
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
-from preprocess.rounds import standing_failures
+from preprocess.rounds import count_doubles, standing_failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +103,31 @@ def _audit_configs(output: Path, published: list[str]) -> Iterator[Finding]:
 
 
 def _audit_account(output: Path, published: list[str]) -> Iterator[Finding]:
-    """Every planned clip is in exactly one place: delivered or failed, once its shard is published."""
+    """The numbers add up, and no clip was delivered in two rounds; within a shard, `_audit_plan` looks at each clip."""
+    reasons: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    shards = set(published)
     try:
         base = Plan.open(output / "plan")
-        delivered: list[str] = []
-        for shard in published:
-            delivered += pq.read_table(output / f"{shard}.parquet", columns=["clip_id"])["clip_id"].to_pylist()
-        failed = list(standing_failures(output, set(published)))
+        delivered = sum(pq.read_metadata(output / f"{shard}.parquet").num_rows for shard in published)
+        for row in standing_failures(output, shards):
+            reasons[row["reason"]] += 1
+            first.setdefault(row["reason"], row["shard"])
+        num_doubles = count_doubles(output, shards)
     except (PipelineError, OSError, ValueError) as error:
         yield Finding("the account", f"cannot be made: {error}")
         return
-    pending = sum(count for name, count in base.clip_counts().items() if name not in published)
-    if len(set(delivered)) != len(delivered):
-        yield Finding("the account", f"{len(delivered) - len(set(delivered))} clips were delivered twice")
-    total = base.facts["num_clips"] + base.facts["num_rejected"]
-    if total != len(delivered) + len(failed) + pending:
+    pending = sum(count for name, count in base.clip_counts().items() if name not in shards)
+    if num_doubles:
+        yield Finding("the account", f"{num_doubles} clips were tried again after they had been delivered")
+    total, failed = base.facts["num_clips"] + base.facts["num_rejected"], reasons.total()
+    if total != delivered + failed + pending:
         yield Finding(
             "the account",
-            f"{total} clips in the metadata, but {len(delivered)} delivered, {len(failed)} failed, {pending} pending",
+            f"{total} clips in the metadata, but {delivered} delivered, {failed} failed, {pending} pending",
         )
-    for row in failed:
-        if row["reason"] not in set(Reason):
-            yield Finding(f"failures of {row['shard']}", f"unknown reason {row['reason']!r}")
+    for reason in sorted(set(reasons) - set(Reason)):
+        yield Finding(f"failures of {first[reason]}", f"unknown reason {reason!r}")
 
 
 def audit_shard(output: Path, shard: str) -> list[Finding]:
@@ -150,6 +155,9 @@ def _audit_shard(output: Path, shard: str) -> Iterator[Finding]:
         yield Finding(shard, "holds another number of rows than its sidecar says")
     places = _members(tar_path)
     foreign = facts["config_hash"] == FOREIGN
+    if (output / "plan").exists():
+        clip_ids = [*(row["clip_id"] for row in rows), *failures["clip_id"].to_pylist()]
+        yield from _audit_plan(output, shard, clip_ids)
     names = {place: name for name, place in places.items()} if foreign else {}
     manifest = json.loads((pq.read_schema(output / "manifest.parquet").metadata or {})[METADATA_KEY]) if foreign else {}
     with open(tar_path, "rb") as tar:
@@ -168,6 +176,23 @@ def _audit_shard(output: Path, shard: str) -> Iterator[Finding]:
     if not foreign:  # in a foreign tar other members are its owner's business
         for name in sorted(places):
             yield Finding(f"{shard}.tar {name}", "is a member that no row speaks of")
+
+
+def _audit_plan(output: Path, shard: str, clip_ids: list[str]) -> Iterator[Finding]:
+    """Every clip planned for the shard is in exactly one place, its rows or its failures, and no other clip is."""
+    plan = Plan.open(output / "plan" / round_of(shard))
+    number = int(shard.rpartition("/")[2].rpartition("_")[2])
+    if number >= plan.num_shards:
+        yield Finding(shard, "is not in the plan")
+        return
+    planned = Counter(clip.clip_id for video in plan.shard(number).videos for clip in video.clips)
+    found = Counter(clip_ids)
+    for problem, clips in (
+        ("planned for it are neither delivered nor failed", planned - found),
+        ("in it were planned for another place, or are in it twice", found - planned),
+    ):
+        if clips:
+            yield Finding(shard, f"{clips.total()} clips {problem}, first {min(clips)!r}")
 
 
 Place = tuple[int, int]

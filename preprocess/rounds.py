@@ -24,15 +24,32 @@ def open_rounds(output: Path) -> list[Plan]:
 
 def standing_failures(output: Path, published: Collection[str]) -> Iterator[dict[str, str]]:
     """The failures that no later round has taken up, latest round first."""
+    for shards, retried in _latest_first(output, published):
+        for shard in shards:
+            yield from _rows(output / "failures" / f"{Path(shard).name}.parquet", retried)
+    yield from _rows(output / "failures" / "plan.parquet", np.zeros(0, dtype=np.uint64))
+
+
+def count_doubles(output: Path, published: Collection[str]) -> int:
+    """Delivered clips that a later round has tried all the same. At 8 bytes a clip that any retry has tried."""
+    count = 0
+    for shards, retried in _latest_first(output, published):
+        for shard in shards if len(retried) else ():
+            clip_ids = pq.read_table(output / f"{shard}.parquet", columns=["clip_id"])["clip_id"]
+            count += sum(_contains(retried, hash64(clip_id)) for clip_id in clip_ids.to_pylist())
+    return count
+
+
+def _latest_first(output: Path, published: Collection[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The published shards of each round, and the sorted hashes of the clips that later rounds have tried."""
     retried = np.zeros(0, dtype=np.uint64)
     for plan in [*reversed(open_rounds(output)), Plan.open(output / "plan")]:
         numbers = [number for number in range(plan.num_shards) if plan.name(number) in published]
-        for number in numbers:
-            yield from _rows(output / "failures" / f"{Path(plan.name(number)).name}.parquet", retried)
+        yield [plan.name(number) for number in numbers], retried
         if plan.facts["prefix"]:
-            tried = [hash64(clip.clip_id) for n in numbers for video in plan.shard(n).videos for clip in video.clips]
-            retried = np.union1d(retried, np.array(tried, dtype=np.uint64))
-    yield from _rows(output / "failures" / "plan.parquet", np.zeros(0, dtype=np.uint64))
+            clips = (clip for number in numbers for video in plan.shard(number).videos for clip in video.clips)
+            tried = np.fromiter((hash64(clip.clip_id) for clip in clips), dtype=np.uint64)
+            retried = np.union1d(retried, tried)
 
 
 def count_reasons(output: Path, published: Collection[str]) -> Counter[str]:

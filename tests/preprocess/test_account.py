@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.format import Reason
 from preprocess import pack, shard
-from preprocess.audit import audit_set
+from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
 from preprocess.merge import check_account, merge, published_shards
 from preprocess.plan import Plan
@@ -133,6 +133,10 @@ def check(config: PreprocessConfig, total: int) -> dict[str, Any]:
     assert stats["num_clips"] == total
     if stats["num_pending"] == 0:  # before that, the tar of a killed shard may stand without its sidecar
         assert list(audit_set(config.output)) == []
+        findings = [
+            str(finding) for name in published_shards(config.output) for finding in audit_shard(config.output, name)
+        ]
+        assert [finding for finding in findings if "clips" in finding] == []  # the media are made up
     clip_ids = [
         clip_id
         for name in published_shards(config.output)

@@ -9,13 +9,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline.errors import InputError
 from preprocess.audit import audit_set, audit_shard, main
 from preprocess.config import PreprocessConfig
 from preprocess.index import index_folder
 from preprocess.merge import published_shards
-from preprocess.run import run
+from preprocess.plan import Plan, write_plan
+from preprocess.run import build_missing, run
+from preprocess.shard import shard_facts
 
 
 @pytest.fixture
@@ -79,6 +82,24 @@ def double_account(output: Path) -> None:
     path.write_text(json.dumps(facts | {"num_clips": facts["num_clips"] + 1}))
 
 
+def plan_another_clip(output: Path) -> None:
+    """The counts stay right."""
+    path = output / "plan/videos.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"-vid_0.1.mp4", b"-vid_0.9.mp4"))
+
+
+def try_delivered_clips_again(output: Path) -> None:
+    config = PreprocessConfig.model_validate(
+        {**yaml.safe_load((output / "config.yaml").read_text()), "output": str(output)}
+    )
+    folder = output / "plan/retry_001"
+    folder.mkdir()
+    videos = [(0, video) for video in Plan.open(output / "plan").shard(0).videos]
+    facts = write_plan(folder, videos, 100, prefix="retry_001_")
+    (folder / "plan.json").write_text(json.dumps(facts))
+    build_missing(Plan.open(folder), config, shard_facts("again"))
+
+
 DAMAGES: dict[Callable[[Path], None], str] = {
     patch_media: "media differs from the hash",
     patch_text: "txt is not the subtitle",
@@ -90,6 +111,8 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     drop_manifest: "run python -m preprocess.merge",
     drop_failures: "cannot be",
     double_account: "in the metadata, but",
+    plan_another_clip: "planned for it are neither delivered nor failed, first '-vid_0.9.mp4'",
+    try_delivered_clips_again: "tried again after they had been delivered",
 }
 
 
