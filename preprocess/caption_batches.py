@@ -4,7 +4,8 @@
     for outcome in batches.add(outcome): ...      # ready ones, in order
     for outcome in batches.finish(): ...          # the rest of the shard
 
-Batches end with their shard, so that a shard can be rebuilt alone, byte for byte.
+Batches end with their shard, so that a shard can be rebuilt alone, byte for byte; where much waits for
+them they end early.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,9 @@ from pipeline.data.frames import DamagedMedia, middle_index, open_clip_bytes
 from preprocess.caption import Captioner, CaptionerConfig
 from preprocess.records import Failure, Media
 from preprocess.texts import ClipTexts
+
+MAX_WAITING_BYTES = 128 * 2**20
+"""Media that waits for a batch, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +42,21 @@ class CaptionBatches:
         self._config = config
         self._require = require
         self._waiting: list[Outcome] = []
-        self._num_images = 0
+        self._num_images = self._num_bytes = 0
 
     def add(self, outcome: Outcome) -> Iterator[Outcome]:
         """Take one outcome in; yields those that are ready."""
         self._waiting.append(outcome)
         self._num_images += self._needs_caption(outcome)
-        if self._num_images == 0 or self._num_images >= self._config.batch_size:
+        self._num_bytes += len(outcome.result.data) if isinstance(outcome.result, Media) else 0
+        is_full = self._num_images >= self._config.batch_size or self._num_bytes >= MAX_WAITING_BYTES
+        if self._num_images == 0 or is_full:
             yield from self.finish()
 
     def finish(self) -> Iterator[Outcome]:
         """Caption and yield all that wait."""
-        outcomes, self._waiting, self._num_images = self._waiting, [], 0
+        outcomes, self._waiting = self._waiting, []
+        self._num_images = self._num_bytes = 0
         places = [place for place, outcome in enumerate(outcomes) if self._needs_caption(outcome)]
         if places and self._captioner is not None:
             images = [_middle_frame(outcomes[place].result) for place in places]

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def test_batches_keep_order_and_fail_what_stays_without(
     failed = [out.result.reason for out in done if isinstance(out.result, Failure)]
     assert failed == ["time_limit", "caption_failed", "caption_failed"]
     assert sizes == [3, 2] and done[0].caption_frame == 2
+
+
+def test_a_clip_that_waits_for_a_caption_does_not_hold_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a hundred clips needs a caption: the others do not wait for a batch that never fills."""
+    monkeypatch.setattr("preprocess.caption_batches.MAX_WAITING_BYTES", 1000)
+    batches = CaptionBatches(lambda images, ids: [None] * len(ids), CaptionerConfig(kind="open_clip"), "none")
+    first = media("c0", b"no video, 100 bytes" + bytes(81))
+    rest = [replace(media(f"c{number}", bytes(100)), texts=ClipTexts(None, "a", "db")) for number in range(1, 100)]
+    waiting, most = 0, 0
+    for outcome in [first, *rest]:
+        waiting += 1 - len(list(batches.add(outcome)))
+        most = max(most, waiting)
+    assert (most, waiting, len(list(batches.finish()))) == (9, 0, 0)
 
 
 CAPTIONS = [
