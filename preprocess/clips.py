@@ -13,7 +13,7 @@ _QUALITIES = {"mjpeg": 4, "h264": 23}
 class ClipsConfig(Section):
     """What a delivered clip looks like."""
 
-    fps: float = Field(default=3.0, gt=0, le=240)
+    fps: float = Field(default=3.0, ge=0.001, le=240)
     """Frames per second of the delivered clips."""
     size_px: int = Field(default=224, ge=16, le=4096)
     """Side of the square (squash, center_crop) or of the shorter side (short_side)."""

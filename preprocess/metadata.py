@@ -106,11 +106,11 @@ def _hdvila_row(row: dict[str, Any]) -> Iterator[Video | Failure]:
     video_id, items = row.get("video_id"), row.get("clip")
     problem = _video_id_problem(video_id)
     if not isinstance(items, list):
-        yield Failure("", str(video_id), Reason.METADATA_INVALID, "the line holds no list of clips")
+        yield Failure("", _named(video_id), Reason.METADATA_INVALID, "the line holds no list of clips")
         return
     clips: list[Clip] = []
     for item in items:
-        outcome = _clip(item, str(video_id), problem)
+        outcome = _clip(item, _named(video_id), problem)
         if isinstance(outcome, Failure):
             yield outcome
         else:
@@ -124,11 +124,11 @@ def _clip(item: Any, video_id: str, problem: str) -> Clip | Failure:
         return Failure("", video_id, Reason.METADATA_INVALID, f"a clip must be an object, got {item!r}")
     clip_id, span = item.get("clip_id"), item.get("span")
     if problem:
-        return Failure(str(clip_id), video_id, Reason.METADATA_INVALID, problem)
+        return Failure(_named(clip_id), video_id, Reason.METADATA_INVALID, problem)
     if clip_problem := _clip_id_problem(clip_id):
-        return Failure(str(clip_id), video_id, Reason.CLIP_ID_INVALID, clip_problem)
+        return Failure(_named(clip_id), video_id, Reason.CLIP_ID_INVALID, clip_problem)
     if not isinstance(span, list) or len(span) != 2:
-        return Failure(str(clip_id), video_id, Reason.SPAN_INVALID, f"the span must be [start, end], got {span!r}")
+        return Failure(_named(clip_id), video_id, Reason.SPAN_INVALID, f"the span must be [start, end], got {span!r}")
     return _with_span(str(clip_id), video_id, span[0], span[1], None, None)
 
 
@@ -159,18 +159,25 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
     start = 0.0 if end is None and start in (None, "") else start
     clip_id = row[columns.clip_id] if columns.clip_id else _default_id(video_id, start if columns.start else None)
     if problem := _video_id_problem(video_id):
-        yield Failure(str(clip_id), str(video_id), Reason.METADATA_INVALID, problem)
+        yield Failure(_named(clip_id), _named(video_id), Reason.METADATA_INVALID, problem)
         return
     if problem := _clip_id_problem(clip_id):
-        yield Failure(str(clip_id), str(video_id), Reason.CLIP_ID_INVALID, problem)
+        yield Failure(_named(clip_id), _named(video_id), Reason.CLIP_ID_INVALID, problem)
         return
     subtitle, caption = (clean_text(row.get(name)) if name else None for name in (columns.subtitle, columns.caption))
     outcome = _with_span(str(clip_id), str(video_id), start, end, subtitle, caption)
     yield outcome if isinstance(outcome, Failure) else Video(str(video_id), (outcome,))
 
 
+def _named(identity: Any) -> str:
+    """An id for the failures table, where one that is not there is empty, and no word."""
+    return "" if identity is None else str(identity)
+
+
 def _default_id(video_id: Any, start: Any) -> str:
     """`{video_id}.{start in ms}.mp4`; a start that is no time stands as it is, for the failures table."""
+    if video_id is None:
+        return ""
     if start is None:
         return f"{video_id}.mp4"
     try:
@@ -185,7 +192,8 @@ def _video_id_problem(video_id: Any) -> str:
         return "the video id must be a text of 1 to 1,024 characters"
     if not _is_unicode(video_id) or any(ord(char) < 32 for char in video_id):
         return "the video id holds control characters"
-    if any(part in ("", ".", "..") for part in video_id.split("/")):
+    # A template may take the first letters of an id for a folder: no part may begin as the way up.
+    if any(part in ("", ".") or part.startswith("..") for part in video_id.split("/")):
         return "the video id leads out of the videos folder"
     return ""
 

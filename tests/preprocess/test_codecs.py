@@ -80,7 +80,7 @@ def test_the_size_limit_is_about_what_is_delivered(painted: Callable[..., Path],
 
 
 def test_settings_that_fit_no_codec_are_refused() -> None:
-    for values in ({"codec": "h264", "size_px": 33}, {"codec": "mjpeg", "quality": 40}):
+    for values in ({"codec": "h264", "size_px": 33}, {"codec": "mjpeg", "quality": 40}, {"fps": 0.0004}):
         with pytest.raises(ValidationError):
             ClipsConfig.model_validate(values)
 

@@ -99,6 +99,7 @@ BAD = {
     "no clips": (json.dumps({"video_id": "x"}) + "\n", Reason.METADATA_INVALID),
     "clip is a word": (line("x", "word"), Reason.METADATA_INVALID),
     "video id leads out": (line("../x", clip("x.1.mp4")), Reason.METADATA_INVALID),
+    "video id whose first letters lead out": (line("..x", clip("x.1.mp4")), Reason.METADATA_INVALID),
     "absolute video id": (line("/etc/x", clip("x.1.mp4")), Reason.METADATA_INVALID),
     "video id is a number": (line(7, clip("x.1.mp4")), Reason.METADATA_INVALID),
     "video id with a newline": (line("a\nb", clip("x.1.mp4")), Reason.METADATA_INVALID),
@@ -125,6 +126,21 @@ def test_a_bad_line_is_one_failure_and_harms_no_neighbour(kind: str, tmp_path: P
     clips, failures = read(path)
     assert set(clips) == {"a.1.mp4", "b.1.mp4"}
     assert [failure.reason for failure in failures] == [reason]
+
+
+def test_an_id_that_is_missing_is_no_word(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        line("x", {"span": ["0", "1"]}) + '{"clip": []}\n{"clip": [{"clip_id": "y", "span": [0, 1]}]}\n{}\n'
+    )
+    _, failures = read(path)
+    assert [(failure.clip_id, failure.video_id) for failure in failures] == [("", "x"), ("y", ""), ("", "")]
+    path.write_text('{"video_id": null, "clip_id": null}\n{"video_id": "x", "clip_id": null}\n')
+    _, failures = read(path, layout="table", columns={"clip_id": "clip_id"})
+    assert [(failure.clip_id, failure.video_id) for failure in failures] == [("", ""), ("", "x")]
+    path.write_text('{"video_id": null}\n')
+    _, failures = read(path, layout="table")
+    assert [(failure.clip_id, failure.video_id) for failure in failures] == [("", "")]
 
 
 def test_tables(tmp_path: Path) -> None:
