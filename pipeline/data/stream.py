@@ -122,6 +122,7 @@ class Stream:
         self._excluded_names = read_exclude_lists(config.exclude)
         self._agreement = Agreement(world_size)
         self._open_manifests(manifests or self._agreement.from_first(self._pin_newest))
+        self._order = self._order_identity()
         self._cursor = self._schedule.start()
         self._bad: dict[tuple[str, str], BadSample] = {}
         self.composition: list[int] = []
@@ -158,7 +159,7 @@ class Stream:
             "version": STATE_VERSION,
             "cursor": asdict(self._cursor),
             "manifests": list(self._hashes),
-            "order": self._order_identity(),
+            "order": dict(self._order),
             "bad": [[sample.key, sample.shard, sample.reason] for sample in self._bad.values()],
         }
 
@@ -166,7 +167,7 @@ class Stream:
         """Go on after a saved batch; ranks, workers and the global batch size may differ from the saving run's."""
         if state["version"] != STATE_VERSION:
             raise InputError(f"stream state has version {state['version']}, this code reads {STATE_VERSION}")
-        for name, value in self._order_identity().items():
+        for name, value in self._order.items():
             if state["order"][name] != value:
                 raise InputError(
                     f"the run to resume has {name}={state['order'][name]!r}, this config has {value!r}: the order of "
@@ -315,7 +316,7 @@ class Stream:
         )
 
     def _order_identity(self) -> dict[str, Any]:
-        """What the order of samples depends on, besides manifests and cursor."""
+        """What the order of samples depends on, besides manifests and cursor, as the files are at the start."""
         return {
             "seed": self._seed,
             "weights": list(self._schedule.blend.parts),

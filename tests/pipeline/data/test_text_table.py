@@ -93,6 +93,15 @@ def test_a_changed_table_is_refused_at_resume(config: DataConfig) -> None:
         open_stream().load_state_dict(state)
 
 
+def test_the_state_names_what_the_run_started_with_whatever_becomes_of_the_file(config: DataConfig) -> None:
+    stream = Stream(config, global_batch_size=5, image_size_px=32, tokenize=tokenize, seed=1)
+    state = stream.state_dict()
+    path = config.sources[0].texts
+    assert path is not None
+    path.unlink()
+    assert stream.state_dict() == state
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
