@@ -135,6 +135,8 @@ class _Requests:
         self._lender = lender
         self._taken: deque[Any] = deque()
         self._is_closed = False
+        self._waiting = select.poll()
+        self._waiting.register(channel, select.POLLIN)
 
     def take(self) -> Any:
         """The next one. Raises EOFError when the trainer has gone."""
@@ -146,7 +148,7 @@ class _Requests:
 
     def peek(self) -> Any | None:
         """The next one if it is there."""
-        if not self._taken and not self._is_closed and select.select([self._channel], [], [], 0)[0]:
+        if not self._taken and not self._is_closed and self._waiting.poll(0):
             self._receive()
         return self._taken[0] if self._taken else None
 
@@ -191,7 +193,9 @@ def _start_workers(load: Load, num_workers: int) -> list[socket.socket]:
     ours, theirs = zip(
         *(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(num_workers)), strict=True
     )
-    socket.send_fds(server, [b"fork"], [one.fileno() for one in theirs])
+    for start in range(0, num_workers, MAX_DESCRIPTORS):  # a message takes no more
+        word = b"fork" if start + MAX_DESCRIPTORS >= num_workers else b"more"
+        socket.send_fds(server, [word], [one.fileno() for one in theirs[start : start + MAX_DESCRIPTORS]])
     for one in theirs:
         one.close()
     return list(ours)
@@ -230,7 +234,10 @@ def serve(descriptor: int) -> None:
         except Exception:
             # The workers report it: they have the sockets on which somebody listens.
             load = traceback.format_exc()
-        _, descriptors, _, _ = socket.recv_fds(trainer, 4, MAX_DESCRIPTORS)
+        word, descriptors = b"more", []
+        while word == b"more":
+            word, new, _, _ = socket.recv_fds(trainer, 4, MAX_DESCRIPTORS)
+            descriptors += new
         gc.freeze()
         for worker in descriptors:
             if os.fork() == 0:

@@ -55,6 +55,11 @@ def test_items_come_in_order_from_every_worker(num_workers: int) -> None:
     assert len({item["pid"] for item in items}) == max(1, num_workers)
 
 
+def test_more_workers_than_a_message_has_room_for() -> None:
+    items = list(run_workers(square, range(70), num_workers=70, prefetch=1))
+    assert len({item["pid"] for item in items}) == 70
+
+
 def test_requests_are_taken_only_as_far_ahead_as_there_is_room() -> None:
     taken: list[int] = []
     items = run_workers(square, (taken.append(number) or number for number in range(100)), num_workers=2, prefetch=2)  # type: ignore[func-returns-value]
