@@ -43,7 +43,7 @@ REDUCE_BUCKET_ELEMENTS = 50_000_000
 """Gradients that ZeRO reduces at a time, unless deepspeed.zero_optimization.reduce_bucket_size says otherwise.
 
 DeepSpeed's own 500 M elements are a buffer of 2 GB, more than all gradients of these models, and one reduction at the
-very end of the backward pass.
+very end of the backward pass, which nothing could overlap.
 """
 
 
@@ -114,6 +114,9 @@ def deepspeed_config(
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage > 0:
         zero["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
+    if config.zero_stage in (1, 2) and resolve_device(config).type == "cuda":
+        # DeepSpeed's default is to reduce everything after the backward pass; in stage 3 it overlaps by itself.
+        zero["overlap_comm"] = True
     made["zero_optimization"] = zero | dict(passthrough.get("zero_optimization", {}))
     return made
 

@@ -108,9 +108,13 @@ def state_bytes_per_parameter(stage: int, world_size: int) -> float:
 
 
 def buffer_bytes(stage: int, world_size: int, parameters: int) -> int:
-    """What reducing takes beside the gradients: ZeRO 0 all of them once more, else a bucket and what waits for it."""
+    """What reducing takes beside the gradients: ZeRO 0 all of them once more, else a bucket and what waits for it.
+
+    ZeRO 1 and 2 fill a second bucket while the first is reduced.
+    """
     waiting = min(REDUCE_BUCKET_ELEMENTS, parameters) if stage in (1, 2) else 0
-    elements = REDUCE_BUCKET_ELEMENTS + waiting if stage > 0 else parameters * (world_size > 1)
+    buckets = (1 + (stage < 3)) * REDUCE_BUCKET_ELEMENTS
+    elements = buckets + waiting if stage > 0 else parameters * (world_size > 1)
     return 4 * elements
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline import engine as module
+from pipeline import engine_config
 from pipeline.engine import Engine
 from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS, EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
@@ -159,3 +161,18 @@ def test_a_task_that_sees_only_its_own_gpu_takes_it(monkeypatch, visible, number
 def test_what_this_machine_lacks_is_an_error_in_one_line(settings, message):
     with pytest.raises(InputError, match=message):
         resolve_device(EngineConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize(
+    ("stage", "device", "overlaps"),
+    [(0, "cuda", None), (1, "cuda", True), (2, "cuda", True), (3, "cuda", None), (1, "cpu", None)],
+)
+def test_gradients_are_reduced_during_the_backward_pass_on_gpus(
+    stage: Any, device: str, overlaps: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_config, "resolve_device", lambda _: torch.device(device))
+    made = deepspeed_config(EngineConfig(zero_stage=stage), clip_norm=1.0, rows_per_rank=1, passthrough={})
+    assert made["zero_optimization"].get("overlap_comm") is overlaps
+    asked = {"zero_optimization": {"overlap_comm": False}}
+    made = deepspeed_config(EngineConfig(zero_stage=stage), clip_norm=1.0, rows_per_rank=1, passthrough=asked)
+    assert made["zero_optimization"]["overlap_comm"] is False
