@@ -1,6 +1,7 @@
 """Rank facts and the few collectives on Python values that a run needs. Without a process group: one rank."""
 
 import os
+import resource
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +9,16 @@ import torch
 import torch.distributed as dist
 
 Value = TypeVar("Value")
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of descriptors as far as it may go, for its children too.
+
+    Every group of all ranks takes a descriptor per rank, and a worker keeps a window of shards open: more than 1,024,
+    the usual limit, which is there for programs that call select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def is_initialized() -> bool:

@@ -24,7 +24,7 @@ with quiet():
     from pipeline.checkpoint.rng import seed_everything
     from pipeline.checkpoint.save import Saver
     from pipeline.data.stream import Stream
-    from pipeline.dist import broadcast_value, is_initialized, is_main, rank, world_size
+    from pipeline.dist import allow_open_files, broadcast_value, is_initialized, is_main, rank, world_size
     from pipeline.engine import Engine, start_distributed
     from pipeline.evaluation.retrieval import check_set, retrieve
     from pipeline.examples import retrieval_examples
@@ -49,6 +49,7 @@ Value = TypeVar("Value")
 def main(argv: list[str]) -> int:
     """Train; exit code 0 when the run is finished or was stopped so that it can go on."""
     config = parse_command_line(TrainConfig, argv, program="python -m pipeline.train", about=__doc__ or "")
+    allow_open_files()
     group_is_ours = not is_initialized()
     with StopRequest() as stop:
         with quiet():
