@@ -28,7 +28,7 @@ from preprocess.clips import ClipsConfig
 from preprocess.clock import Clock
 from preprocess.colours import shape
 from preprocess.ffmpeg_binary import find_ffmpeg
-from preprocess.limits import LimitsConfig
+from preprocess.limits import LimitsConfig, memory_bytes
 from preprocess.probe import Probe
 from preprocess.records import ClipError
 from preprocess.select import OPEN_END, Grid, Slots, select_expression
@@ -69,7 +69,7 @@ def decode_frames_of(
     if probe.can_be_thinned and not clips.fast:
         feed = functools.partial(feed_needed, path, probe.stream_index, Wanted(spans, grid), limits)
         command = decode_command(None, probe, spans, grid, clips, limits)
-        with _LimitedProcess(command, limits, clock, feed) as process:
+        with _LimitedProcess(command, limits, clock, bool(clips.hwaccel), feed) as process:
             for frame in _read_frames(process.stdout, grid):
                 last_slot = frame.slot
                 yield frame
@@ -77,7 +77,7 @@ def decode_frames_of(
                 process.check()
                 return
     command = decode_command(path, probe, spans, grid, clips, limits)
-    with _LimitedProcess(command, limits, clock) as process:
+    with _LimitedProcess(command, limits, clock, bool(clips.hwaccel)) as process:
         for frame in _read_frames(process.stdout, grid):
             if frame.slot > last_slot:
                 yield frame
@@ -148,16 +148,20 @@ class _LimitedProcess:
         command: list[str],
         limits: LimitsConfig,
         clock: Clock,
+        has_device: bool,
         feed: Callable[[IO[bytes]], None] | None = None,
     ) -> None:
         self._limits, self._clock = limits, clock
+        # The driver of a GPU reserves far more addresses than it uses: there private memory is what counts.
+        memory_limit = resource.RLIMIT_DATA if has_device else resource.RLIMIT_AS
+        self._memory_kind = "VmData" if has_device else "VmPeak"
         stdin = subprocess.DEVNULL if feed is None else subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
         )
         with contextlib.suppress(ProcessLookupError):
             memory = limits.memory_mb * 2**20
-            resource.prlimit(self._process.pid, resource.RLIMIT_AS, (memory, memory))
+            resource.prlimit(self._process.pid, memory_limit, (memory, memory))
             resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (0, 0))
             resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
         assert self._process.stdout is not None
@@ -225,7 +229,7 @@ class _LimitedProcess:
             while (left_s := self._clock.left_s()) > 0:
                 # What a process took is gone with it: look while it lives, also where it says nothing.
                 ready = selector.select(min(left_s, _LOOK_S))
-                self._peak_bytes = max(self._peak_bytes, _address_space(self._process.pid))
+                self._peak_bytes = max(self._peak_bytes, memory_bytes(self._process.pid, self._memory_kind))
                 if ready:
                     chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
                     if not chunk:
@@ -236,13 +240,3 @@ class _LimitedProcess:
                 self._timed_out = True
                 self._process.kill()
         self._process.stderr.close()
-
-
-def _address_space(pid: int) -> int:
-    """Peak address space of a living process in bytes; 0 where it cannot be seen."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmPeak:")), "0")
-    return int(peak) * 1024

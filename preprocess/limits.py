@@ -5,6 +5,9 @@ protocols: a playlist or a concat file that poses as an mp4 would otherwise make
 allowed protocol `file`.
 """
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -35,3 +38,26 @@ def open_source(path: Path, limits: LimitsConfig, timeout_s: float) -> av.contai
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
     # Tags are free text: stray bytes in them are no reason to refuse a video.
     return av.open(f"file:{path}", container_options=options, timeout=timeout_s, metadata_errors="replace")
+
+
+@contextmanager
+def memory_limited(limits: LimitsConfig) -> Iterator[None]:
+    """What this process takes in the meantime, beside what it has, stays below `memory_mb`, or is a MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = memory_bytes("self", "VmData") + limits.memory_mb * 2**20
+    soft = allowed if before[0] == resource.RLIM_INFINITY else min(before[0], allowed)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def memory_bytes(pid: int | str, kind: str) -> int:
+    """A line of a living process's status, such as VmPeak, in bytes; 0 where it cannot be seen."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = next((line.split()[1] for line in status.splitlines() if line.startswith(f"{kind}:")), "0")
+    return int(found) * 1024

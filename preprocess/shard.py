@@ -22,6 +22,7 @@ from preprocess.claim import check_claim
 from preprocess.config import PreprocessConfig
 from preprocess.cut import cut_clips
 from preprocess.ffmpeg_binary import ffmpeg_version
+from preprocess.limits import memory_limited
 from preprocess.pack import ShardWriter
 from preprocess.plan import ShardPlan
 from preprocess.probe import probe_video
@@ -135,7 +136,8 @@ def _deliver(video: Video, tools: Tools, poison: tuple[Reason, str] | None) -> I
 def _decode(video_id: str, clips: list[Clip], tools: Tools) -> Iterator[Media | Failure]:
     try:
         path = _find(video_id, tools.locate)
-        probe = probe_video(path, tools.config.limits)
+        with memory_limited(tools.config.limits):  # beside a captioner the process itself has no limit
+            probe = probe_video(path, tools.config.limits)
     except ClipError as error:
         for clip in clips:
             yield Failure(clip.clip_id, video_id, error.reason, error.detail)

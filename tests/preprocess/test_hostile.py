@@ -1,6 +1,7 @@
 """Hostile files stay harmless: no other file is read, no limit is passed, every clip gets its reason."""
 
 import os
+import resource
 import struct
 import threading
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from PIL import Image
 
 from pipeline.data.format import Reason
 from preprocess.clips import ClipsConfig
+from preprocess.clock import Clock
 from preprocess.cut import cut_clips
-from preprocess.decode import decode_command
-from preprocess.limits import LimitsConfig
+from preprocess.decode import _LimitedProcess, decode_command
+from preprocess.limits import LimitsConfig, memory_limited
 from preprocess.probe import Probe, probe_video
 from preprocess.records import Clip, ClipError, Failure, Media
 from preprocess.select import Grid
@@ -132,6 +134,24 @@ def test_memory_limit(tmp_path: Path, painted: Callable[..., Path]) -> None:
     path = painted(tmp_path / "x.mp4", size=(3840, 2160), num_frames=2, options={"preset": "ultrafast"})
     result = outcome(path, LimitsConfig.model_construct(**{**LIMITS.model_dump(), "memory_mb": 280}))
     assert isinstance(result, Failure) and result.reason == Reason.MEMORY_LIMIT, result
+
+
+def test_a_look_at_a_video_has_a_limit_of_its_own() -> None:
+    """A worker with a captioner has none for the whole of it."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(MemoryError), memory_limited(LimitsConfig(memory_mb=256)):
+        np.ones(400 * 2**20, np.uint8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert np.ones(400 * 2**20, np.uint8).all()
+
+
+@pytest.mark.parametrize("has_device", [False, True])
+def test_addresses_that_a_gpu_driver_reserves_are_no_memory(has_device: bool) -> None:
+    limits, bound = LimitsConfig(memory_mb=512), (512 * 2**20, 512 * 2**20)
+    with _LimitedProcess(["sleep", "60"], limits, Clock(60), has_device) as process:
+        pid = process._process.pid
+        found = {kind: resource.prlimit(pid, kind) == bound for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    assert found == {resource.RLIMIT_AS: not has_device, resource.RLIMIT_DATA: has_device}
 
 
 def test_a_stream_without_end_meets_the_time_limit(tmp_path: Path) -> None:
