@@ -18,6 +18,7 @@ from pipeline.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import RetrievalSetConfig
+    from pipeline.model.config import ModelConfig
     from pipeline.train_config import TrainConfig
 
 
@@ -52,6 +53,22 @@ def check_buildable(config: "TrainConfig", to_come: Sequence[Path], *, data_may_
         if (Path(source.shards) / "manifest.parquet").exists():
             manifest_facts(source.shards)
     check_sets(config.evaluation.sets, to_come)
+
+
+def check_tag(model: "ModelConfig", *, dry_run: bool) -> tuple[list[str], list[str]]:
+    """Weights of open_clip are fetched here: nodes often have no internet, and hundreds of ranks would ask at once.
+
+    Returns (facts, findings). A dry run fetches nothing.
+    """
+    from pipeline.model.tags import cached_weights, fetch_weights
+    from pipeline.start import needs_tag
+
+    if not needs_tag(model):
+        return [], []
+    what = f"{model.name} {model.pretrained}"
+    if dry_run and cached_weights(model.name, str(model.pretrained)) is None:
+        return [], [f"weights of {what} are not in this machine's cache; submitting fetches them"]
+    return [f"weights of {what}: {fetch_weights(model.name, str(model.pretrained))}"], []
 
 
 def check_sets(sets: "Iterable[RetrievalSetConfig]", to_come: Sequence[Path]) -> None:
@@ -133,6 +150,15 @@ def check_same_config(run_folder: Path, config: "TrainConfig") -> None:
                 f"{run_folder} belongs to another config: {', '.join(different)} differ; give another --name, or the "
                 f"values of {stored}"
             )
+
+
+def starts_from_model(run_folder: Path, config: "TrainConfig") -> bool:
+    """Whether the run takes its first weights from `model`: not from a checkpoint, nor from init_from."""
+    from pipeline.checkpoint.folder import list_checkpoints
+
+    if config.init_from is not None or config.resume not in ("auto", "never"):
+        return False
+    return config.resume == "never" or not list_checkpoints(run_folder)
 
 
 def what_is_done(run_folder: Path, config: "TrainConfig") -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # started as a file: imports begin in the checkout, not in launch/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.checks import check_sets
+from launch.checks import check_sets, check_tag
 from launch.cluster import ROOT, training_resources
 from launch.job import Work
 from launch.options import Options, find_config, make_parser, parse_options
@@ -70,6 +70,9 @@ def plan_evaluation(
     work = Work(kind="evaluate", run_folder=run_folder, module="pipeline.evaluate", argv=argv, distributed=True)
     facts.append(f"{resources.num_tasks} ranks encode {', '.join(config.sets)}; reports go to {config.output}")
     missing = missing_files(config, checkpoint, promised)
+    if config.model is not None and not missing:
+        tag_facts, missing = check_tag(config.model, dry_run=options.dry_run)
+        facts += tag_facts
     return Plan(Job(work, resources, name=name), text, config_file, tuple(facts), tuple(missing))
 
 

@@ -17,7 +17,9 @@ from launch.checks import (
     check_lead,
     check_run_folder,
     check_same_config,
+    check_tag,
     missing_data,
+    starts_from_model,
     what_is_done,
 )
 from launch.cluster import ROOT, Resources, minutes_of, training_resources
@@ -69,6 +71,10 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     facts += check_lead(run_folder, options.site.signal_lead_s, 60 * minutes_of(options.site.time))
     if options.cluster == "slurm":
         facts += check_cluster(options.site, resources, options.after)
+    lacking = missing_data(config, to_come)
+    if not lacking and starts_from_model(run_folder, config):
+        tag_facts, lacking = check_tag(config.model, dry_run=options.dry_run)
+        facts += tag_facts
     text = to_yaml(config)
     stop = config.stop_at_step
     last = [run_folder / "COMPLETE"]
@@ -86,7 +92,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     )
     job = Job(work, resources, name=config.name)
     outlook = look_ahead(config, resources, options.site.gpu) if options.dry_run else ""
-    return Plan(job, text, config_file, tuple(facts), tuple(missing_data(config, to_come)), outlook)
+    return Plan(job, text, config_file, tuple(facts), tuple(lacking), outlook)
 
 
 def folder_of_finished(options: Options) -> Path | None:

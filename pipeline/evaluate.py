@@ -37,6 +37,7 @@ from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.start import WEIGHTS_SUFFIXES
 from pipeline.model.weights import load_model
+from pipeline.start import start_model
 
 PROGRAM = "python -m pipeline.evaluate [CHECKPOINT]"
 SETS_FOLDER = Path(__file__).parents[1] / "configs" / "evaluate"
@@ -184,7 +185,7 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
         name, folder = config.model.name, config.output
         chosen_by = f"no training here, weights: {config.model.pretrained or 'random'}"
         check_inputs(config, folder)
-        model = CLIPViP.from_config(config.model)
+        model = start_model(config.model)
     else:
         path, chosen_by = select_checkpoint(checkpoint, config.which)
         name, folder = str(path), config.output or default_output(checkpoint)

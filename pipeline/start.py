@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from pipeline.dist import gather_values, local_rank
+from pipeline.errors import PipelineError
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.start import weights_path
+from pipeline.model.tags import fetch_weights
 from pipeline.optim import parameter_groups
 from pipeline.train_config import TrainConfig
 
@@ -19,7 +22,27 @@ def first_weights(config: TrainConfig, checkpoint: Path | None) -> CLIPViP:
     """The model to put under the engine; a checkpoint to come overwrites its weights."""
     if checkpoint is not None:
         return CLIPViP.from_config(config.model.model_copy(update={"pretrained": None}))
-    return CLIPViP.from_config(first_model(config))
+    return start_model(first_model(config))
+
+
+def start_model(config: ModelConfig) -> CLIPViP:
+    """The model as its config says. Where that is a tag, the first rank of each node fetches it for all. Collective."""
+    if needs_tag(config):
+        error = None
+        if local_rank() == 0:
+            try:
+                fetch_weights(config.name, str(config.pretrained))
+            except PipelineError as caught:
+                error = caught
+        errors = [one for one in gather_values(error) if one is not None]
+        if errors:
+            raise errors[0]
+    return CLIPViP.from_config(config)
+
+
+def needs_tag(config: ModelConfig) -> bool:
+    """Whether the weights are open_clip's, by a tag."""
+    return config.pretrained is not None and weights_path(config) is None
 
 
 def first_model(config: TrainConfig) -> ModelConfig:

@@ -5,16 +5,16 @@
 The state lacks the added proxies and the temporal embedding unless its source has them.
 """
 
-import difflib
 import os
 from pathlib import Path
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 from pipeline.model.architecture import Architecture, openclip_name, read_architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import State, to_ours
 from pipeline.model.library import import_open_clip
 from pipeline.model.reading import read_weights
+from pipeline.model.tags import fetch_weights, tag_facts
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 """By these a name that is not there yet is known to be a file of weights."""
@@ -61,30 +61,12 @@ def _state_from_path(path: Path, name: str, architecture: Architecture) -> State
 
 
 def _state_from_tag(name: str, tag: str, architecture: Architecture) -> tuple[State, Architecture]:
-    open_clip = import_open_clip()
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    name = openclip_name(name)
-    facts = get_pretrained_cfg(name, tag)
-    if not facts:
-        near = _nearest_tag(name, tag, list_pretrained_tags_by_model(name))
-        raise InputError(f"{name} has no pre-trained tag {tag!r}, and no such file exists; {near}")
+    facts = tag_facts(name, tag)
     _check_activation(name, architecture, bool(facts.get("quick_gelu")), f"tag {tag}")
-    try:
-        model = open_clip.create_model(name, pretrained=tag)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"open_clip could not fetch {name} {tag}: {reason}; give a local file as `pretrained`") from None
+    path = fetch_weights(name, tag)
+    model = import_open_clip().create_model(openclip_name(name), pretrained=str(path))
     statistics = {"pixel_mean": tuple(facts["mean"]), "pixel_std": tuple(facts["std"])}
     return to_ours(model.state_dict()), architecture.model_copy(update=statistics)
-
-
-def _nearest_tag(name: str, tag: str, tags: list[str]) -> str:
-    quick = f"{name}-quickgelu"
-    if not tags:
-        return f"open_clip has no weights for {name}"
-    near = difflib.get_close_matches(tag, tags, n=1, cutoff=0.0)[0]
-    return f"the nearest tag is {near!r}" + (f" (see also {quick})" if tag == "openai" else "")
 
 
 def _check_activation(name: str, architecture: Architecture, quick_gelu: bool | None, origin: str) -> None:

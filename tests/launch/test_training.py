@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from launch.slurm_pretrain import main
 from launch.training import Plan, plan_training
 from pipeline.checkpoint.folder import seal
 from pipeline.config import load_config, to_yaml
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.train_config import TrainConfig
 
 
@@ -133,6 +134,37 @@ def test_a_damaged_manifest_is_one_line(plan, tmp_path: Path) -> None:
 def test_weights_that_are_not_here_are_missing_unless_a_link_before_writes_them(plan, tmp_path: Path) -> None:
     assert plan("init_from=runs/nowhere").missing == ("runs/nowhere does not exist",)
     assert plan("model.pretrained=/nowhere/clip.pt").missing == ("/nowhere/clip.pt does not exist",)
+
+
+def test_weights_by_a_tag_are_fetched_here_and_never_by_a_dry_run(
+    plan, tmp_path: Path, train_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compute nodes often have no internet. A run that goes on needs them no more."""
+    model = "model={architecture: null, name: ViT-B-32-quickgelu, pretrained: openai, num_temporal: 2}"
+    asked: list[str] = []
+
+    def download(facts: dict[str, Any]) -> str:
+        asked.append(facts["hf_hub"])
+        return str(tmp_path / "openai.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", download)
+    (finding,) = plan(model, "--dry-run").missing
+    assert finding.startswith("weights of ViT-B-32-quickgelu openai are not in this machine's cache")
+    assert not asked
+    made = plan(model)
+    assert asked == ["timm/vit_base_patch32_clip_224.openai/"]
+    assert made.missing == ()
+    assert made.facts[-1] == f"weights of ViT-B-32-quickgelu openai: {tmp_path}/openai.safetensors"
+    fill(tmp_path / "runs" / "probe", train_file, model)
+
+    def fail(facts: dict[str, Any]) -> str:
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", fail)
+    assert "resumes" in plan(model, "--resume").facts[1]
+    with pytest.raises(RunError, match="could not fetch ViT-B-32-quickgelu openai: no network"):
+        plan(model, "name=another")
 
 
 def test_finished_run_folder_is_refused(plan, tmp_path: Path, train_file: str) -> None:

@@ -81,7 +81,7 @@ def test_compare_reads_what_was_written(painted: Path, capsys: pytest.CaptureFix
 
 def test_a_model_of_the_config_is_evaluated_as_it_is(painted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    monkeypatch.setattr(evaluate.CLIPViP, "from_config", lambda config: built.append(config) or PaintedModel())
+    monkeypatch.setattr(evaluate, "start_model", lambda config: built.append(config) or PaintedModel())
     words = ["configs/evaluate/clip_b32.yaml", str(painted / "set.yaml"), f"output={painted / 'clip' / 'evaluation'}"]
     assert main(words) == 0
     assert (built[0].pooling, built[0].num_proxies, built[0].num_temporal) == ("mean", 1, 0)

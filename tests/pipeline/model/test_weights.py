@@ -13,12 +13,16 @@ from torch import Tensor
 
 from pipeline import convert
 from pipeline.errors import InputError, RunError
+from pipeline.model import start
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import to_ours
 from pipeline.model.loading import interpolate_positions
+from pipeline.model.tags import cached_weights, fetch_weights
 from pipeline.model.weights import load_model, save_model
+from pipeline.start import start_model
 from tests.pipeline.model import golden, tiny
+from tests.ranks import run_ranks
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -377,6 +381,7 @@ def test_a_tag_brings_its_weights_and_its_pixel_statistics(monkeypatch: pytest.M
     import open_clip
 
     twin = open_clip.model.CLIP(**tiny.architecture())
+    monkeypatch.setattr(start, "fetch_weights", lambda name, tag: Path(f"{name}/{tag}"))
     monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: twin)
     # Of the tags of this model, laion2b_s32b_b82k has mean and deviation 0.5 instead of OpenAI's.
     values = {"name": "ViT-L-14", "architecture": tiny.architecture(quick_gelu=False), "num_proxies": 2}
@@ -386,14 +391,49 @@ def test_a_tag_brings_its_weights_and_its_pixel_statistics(monkeypatch: pytest.M
     assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip
-
-    def fail(name: str, pretrained: str) -> None:
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(facts: dict[str, Any]) -> None:
         raise RuntimeError("no network\nmore lines")
 
-    monkeypatch.setattr(open_clip, "create_model", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", fail)
     with pytest.raises(
         RunError, match=r"^open_clip could not fetch ViT-B-32-quickgelu openai: no network; give a local"
     ):
         CLIPViP.from_config(ModelConfig(name="ViT-B-32-quickgelu", pretrained="openai"))
+
+
+def test_cached_weights_are_found_without_asking_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda facts: pytest.fail("a download"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cached_weights("ViT-B/32-quickgelu", "openai") is None
+    assert cached_weights("ViT-B-32-quickgelu", "metaclip_400m") is None
+    repository = tmp_path / "models--timm--vit_base_patch32_clip_224.openai"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    weights = repository / "snapshots" / "abc" / "open_clip_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert fetch_weights("ViT-B/32-quickgelu", "openai") == weights
+
+
+def _one_fetch_a_node(rank: int, num_ranks: int, folder: Path) -> None:
+    """Ranks 0 and 1 on one node, 2 on another; CLIP itself is left out."""
+    os.environ["LOCAL_RANK"] = str(rank % 2)
+    config = ModelConfig(name="ViT-B-32-quickgelu", pretrained="openai")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.start.fetch_weights", lambda name, tag: (folder / f"fetched_{rank}").touch())
+        patch.setattr(CLIPViP, "from_config", lambda config: sorted(path.name for path in folder.glob("fetched_*")))
+        assert start_model(config) == ["fetched_0", "fetched_2"]
+
+        def fail(name: str, tag: str) -> None:
+            raise RunError(f"no network for rank {rank}")
+
+        patch.setattr("pipeline.start.fetch_weights", fail)
+        with pytest.raises(RunError, match="no network for rank 0"):
+            start_model(config)
+
+
+def test_the_first_rank_of_each_node_fetches_for_all(tmp_path: Path) -> None:
+    run_ranks(_one_fetch_a_node, 3, tmp_path)
