@@ -13,6 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
+from preprocess.audit import audit_set
 from preprocess.config import PreprocessConfig
 from preprocess.failures import FailureTable
 from preprocess.merge import merge
@@ -85,6 +86,9 @@ def main() -> None:
     started, cpu = time.monotonic(), time.process_time()
     stats = merge(config.output)
     print(f"account: {_cost(started, cpu)}, {stats['num_delivered']:,} delivered of {stats['num_clips']:,}")
+    started, cpu = time.monotonic(), time.process_time()
+    findings = list(audit_set(config.output))
+    print(f"audit over all shards, before it reads one: {_cost(started, cpu)}, {len(findings)} findings")
     shutil.rmtree(options.folder)
 
 

@@ -41,6 +41,7 @@ _NEARLY = 0.8
 allocation invalid data."""
 _LOOK_S = 0.05
 _NO_MEMORY = re.compile(rb"Cannot allocate memory|Error allocating|failed to map segment")
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _OVERLAP_BYTES = 32
 """A message may come in two pieces."""
 
@@ -138,7 +139,7 @@ def decode_command(
 
 
 class _LimitedProcess:
-    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the end of stderr and the time.
+    """An ffmpeg with its output on `stdout`, watched by one thread that keeps the start of stderr and the time.
 
     With `feed` another thread lets that write the ffmpeg's input.
     """
@@ -199,14 +200,12 @@ class _LimitedProcess:
     def check(self) -> None:
         """Wait for the end; a bad one becomes a `ClipError`."""
         code = self._wait()
-        message = self._stderr.decode("utf-8", "replace").strip().splitlines()
-        last = message[-1] if message else ""
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
         if code != 0 and (self._no_memory or self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20):
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:
-            raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {last}")
+            raise ClipError(Reason.VIDEO_UNREADABLE, f"ffmpeg ended with {code}: {first_words(self._stderr)}")
 
     def _feed(self, feed: Callable[[IO[bytes]], None]) -> None:
         assert self._process.stdin is not None
@@ -224,6 +223,7 @@ class _LimitedProcess:
 
     def _watch_stderr(self) -> None:
         assert self._process.stderr is not None
+        end = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
             while (left_s := self._clock.left_s()) > 0:
@@ -234,9 +234,16 @@ class _LimitedProcess:
                     chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
                     if not chunk:
                         break
-                    self._no_memory |= _NO_MEMORY.search(self._stderr[-_OVERLAP_BYTES:] + chunk) is not None
-                    self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
+                    self._no_memory |= _NO_MEMORY.search(end + chunk) is not None
+                    end = (end + chunk)[-_OVERLAP_BYTES:]
+                    self._stderr = (self._stderr + chunk)[:_STDERR_BYTES]
             else:
                 self._timed_out = True
                 self._process.kill()
         self._process.stderr.close()
+
+
+def first_words(stderr: bytes) -> str:
+    """The first line that ffmpeg said, which is the cause, without the addresses that differ from run to run."""
+    lines = _ADDRESS.sub("", stderr.decode("utf-8", "replace")).strip().splitlines()
+    return lines[0] if lines else ""

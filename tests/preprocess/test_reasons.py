@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.data.format import Reason
 from preprocess.config import PreprocessConfig
+from preprocess.decode import first_words
 from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.merge import check_account, merge
 from preprocess.planning import make_plan
@@ -158,3 +159,25 @@ def test_caption_failed(small_set: Values) -> None:
 def test_no_reason_is_left_out() -> None:
     apart = {Reason.NO_FRAMES, Reason.NO_TEXT, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, Reason.CAPTION_FAILED}
     assert set(EXPECTED.values()) | apart == set(Reason)
+
+
+def test_a_detail_is_the_cause_and_the_same_in_every_run(small_set: Values, tmp_path: Path) -> None:
+    """ffmpeg's own words hold addresses, and its last ones only say that nothing was written."""
+    path = tmp_path / "videos" / "-vid_1.mp4"
+    content = path.read_bytes()
+    media = content.index(b"mdat") + 4
+    end = content.index(b"moov") if content.index(b"moov") > media else len(content)
+    path.write_bytes(content[:media] + b"\xff" * (end - 4 - media) + content[end - 4 :])
+    details = []
+    for name in ("one", "two"):
+        run(config_of(small_set, output=str(tmp_path / name)))
+        tables = sorted((tmp_path / name / "failures").glob("*.parquet"))
+        details.append([row["detail"] for table in tables for row in pq.read_table(table).to_pylist()])
+    assert details[0] == details[1] and len(details[0]) == 3
+    assert all("[h264] Invalid NAL unit size" in detail for detail in details[0])
+
+
+def test_first_words_of_ffmpeg() -> None:
+    said = b"[mov @ 0x55d0] moov atom not found\n[out#0/nut @ 0x5628ccf1bbc0] Nothing was written into output file"
+    assert first_words(said) == "[mov] moov atom not found"
+    assert first_words(b" \n") == ""
