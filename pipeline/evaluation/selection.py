@@ -41,10 +41,13 @@ def select_checkpoint(source: Path, which: Which) -> tuple[Path, str]:
 
 
 def _best_step(metrics: Path, key: str) -> tuple[int, float]:
-    """The first step with the highest value, as the trainer judges."""
+    """The first step with the highest value, as the trainer judges. A line still being written does not count."""
     best: tuple[int, float] | None = None
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row: dict[str, Any] = json.loads(line)
+    for number, line in enumerate(metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise InputError(f"{metrics}:{number} is damaged, so the best step is not known; use which=last") from None
         if key in row and (best is None or row[key] > best[1]):
             best = int(row["step"]), float(row[key])
     if best is None:

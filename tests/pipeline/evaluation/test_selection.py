@@ -44,3 +44,14 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, metric=None)
     with pytest.raises(InputError, match="was not told how to choose"):
         select_checkpoint(tmp_path, "best")
+
+
+def test_a_line_that_is_being_written_does_not_count(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path) / "metrics.jsonl"
+    before = metrics.read_text()
+    for unfinished in ('{"step": 500, "eval/didemo_', '{"step": 500, "eval/didemo_val/t2v_r1": 0.9}'):
+        metrics.write_text(before + unfinished)
+        assert select_checkpoint(tmp_path, "best")[0].name == "step_00000200"
+    metrics.write_text(before + "{cut\n" + before)
+    with pytest.raises(InputError, match=r"metrics.jsonl:6 is damaged, so the best step is not known; use which=last"):
+        select_checkpoint(tmp_path, "best")
