@@ -185,6 +185,7 @@ def step_metrics(run: Run, batch: Batch, loss: float, terms: Terms, lr: float, n
     values |= {f"train/bad_{reason}": count for reason, count in run.stream.bad_by_reason.items()}
     if len(run.stream.composition) > 1:
         values |= {f"train/source_{number}": count for number, count in enumerate(run.stream.composition)}
+        values |= {f"train/epoch_source_{number}": n for number, n in enumerate(run.stream.composition_of_epoch)}
     if run.progress.skipped:
         values["train/skipped"] = run.progress.skipped
     if run.saver.stall_s:

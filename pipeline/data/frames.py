@@ -168,11 +168,6 @@ def open_clip_bytes(data: bytes, ext: str) -> Clip:
     return EncodedClip(data) if packets is None else MotionJpegClip(data, packets)
 
 
-def decode_frames(data: bytes, ext: str, indices: Sequence[int]) -> Frames:
-    """uint8 [len(indices), H, W, 3], RGB. Raises DamagedMedia."""
-    return open_clip_bytes(data, ext).read(indices)
-
-
 def read_video(path: str | Path, *, num_frames: int) -> tuple[Frames, list[float]]:
     """`num_frames` frames at uniform times of an ordinary video, and these times: uint8 [T, H, W, 3], RGB.
 

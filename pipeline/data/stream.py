@@ -36,6 +36,7 @@ from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
 from pipeline.data.text_table import table_hash
 from pipeline.data.transform import FrameFit
 from pipeline.errors import InputError, RunError
+from pipeline.log import logger
 
 STATE_VERSION = 1
 
@@ -145,6 +146,11 @@ class Stream:
         return self._schedule.batches_in(num_epochs, self.global_batch_size)
 
     @property
+    def composition_of_epoch(self) -> list[int]:
+        """Samples of each source in all global batches of this epoch so far (with `carry`: of the run)."""
+        return self._schedule.blend.counts(self._cursor.slot)
+
+    @property
     def bad_by_reason(self) -> dict[str, int]:
         """Distinct bad samples met so far, counted by reason."""
         return dict(Counter(sample.reason for sample in self._bad.values()))
@@ -179,14 +185,6 @@ class Stream:
         starts = tuple((int(own_epoch), int(position)) for own_epoch, position in cursor["starts"])
         self._cursor = Cursor(cursor["epoch"], cursor["slot"], cursor["batches"], starts)
         self._bad = {(key, shard): BadSample(key, shard, reason) for key, shard, reason in state["bad"]}
-
-    @staticmethod
-    def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One state from those of all ranks at the same batch: they may differ in the bad samples only."""
-        bad = {tuple(sample[:2]): sample for state in states for sample in state["bad"]}
-        if any(state["cursor"] != states[0]["cursor"] for state in states):
-            raise ValueError("the ranks' stream states are not of the same batch")
-        return {**states[0], "bad": [bad[name] for name in sorted(bad)]}
 
     def _until_manifest_changes(self) -> Iterator[Batch]:
         if self.config.follow_manifest and self._schedule.at_border(self._cursor, self.global_batch_size):
@@ -244,6 +242,8 @@ class Stream:
         failure = item.message if isinstance(item, Failed) else None
         bad = () if isinstance(item, Failed) else item.bad
         for sample in self._agreement.share(bad, failure):
+            if (sample.key, sample.shard) not in self._bad and self._rank == 0:
+                logger.warning(f"bad sample {sample.key} of {sample.shard}: {sample.reason}; masked")
             self._bad[(sample.key, sample.shard)] = sample
         num_read = (self._cursor.batches + 1) * self.global_batch_size
         if len(self._bad) > self.config.max_bad_grace + self.config.max_bad_fraction * num_read:

@@ -17,7 +17,6 @@ from pipeline.data.frames import (
     DamagedMedia,
     EncodedClip,
     MotionJpegClip,
-    decode_frames,
     jittered_indices,
     middle_index,
     open_clip_bytes,
@@ -85,7 +84,7 @@ def test_motion_jpeg_packets_are_those_of_the_demuxer(options: dict[str, str], t
 def test_the_frames_asked_for_are_decoded(codec: str) -> None:
     data = encode(codec, 21)
     indices = [0, 7, 7, 20]
-    assert greens(decode_frames(data, "mp4", indices)) == pytest.approx([20 + 5 * i for i in indices], abs=3)
+    assert greens(open_clip_bytes(data, "mp4").read(indices)) == pytest.approx([20 + 5 * i for i in indices], abs=3)
     assert open_clip_bytes(data, "mp4").num_frames == 21
 
 
@@ -93,7 +92,7 @@ def test_the_frames_asked_for_are_decoded(codec: str) -> None:
 def test_an_image_is_a_video_of_one_frame(ext: str) -> None:
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (20, 10), (10, 200, 30)).save(buffer, "JPEG" if ext == "jpg" else "PNG")
-    pixels = decode_frames(buffer.getvalue(), ext, uniform_indices(1, 3))
+    pixels = open_clip_bytes(buffer.getvalue(), ext).read(uniform_indices(1, 3))
     assert pixels.shape == (3, 10, 20, 3)
     assert greens(pixels) == pytest.approx([200] * 3, abs=3)
 
@@ -148,7 +147,7 @@ def test_playlists_and_junk_are_damage(content: bytes) -> None:
 def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_PIXELS", 1000)
     with pytest.raises(DamagedMedia, match="48 x 32"):
-        decode_frames(encode("mjpeg", 2), "mp4", [0])
+        open_clip_bytes(encode("mjpeg", 2), "mp4").read([0])
 
 
 def test_an_ordinary_video_is_read_at_uniform_times() -> None:

@@ -92,6 +92,7 @@ def test_a_set_without_samples_is_wrong_input(make_set: MakeSet) -> None:
 def test_others_wait_for_the_one_that_builds_and_say_so(
     make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(index_build.logger, "propagate", True)
     written = make_set([3, 2])
     started, go_on = threading.Event(), threading.Event()
     builds: list[str] = []

@@ -46,6 +46,7 @@ def test_sources_share_every_batch_by_weight_and_each_has_its_own_epochs(make_se
     second = [key for batch in batches for key, number in zip(batch.keys, batch.sources, strict=True) if number == 1]
     assert sorted(second[:5]) == sorted(second[5:]) == sorted(others.keys)
     assert stream.composition == [4, 2]
+    assert stream.composition_of_epoch == [8, 4]
 
 
 def test_images_are_videos_of_one_frame_with_captions_only(make_set: MakeSet) -> None:

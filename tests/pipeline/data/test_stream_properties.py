@@ -97,7 +97,11 @@ class World:
         return taken
 
     def state(self) -> dict[str, Any]:
-        return Stream.merge_states([stream.state_dict() for stream in self.streams])
+        """What every rank would have: ranks that a test plays one after the other know their own bad samples only."""
+        states = [stream.state_dict() for stream in self.streams]
+        assert all(state["cursor"] == states[0]["cursor"] for state in states)
+        bad = {tuple(sample[:2]): sample for state in states for sample in state["bad"]}
+        return {**states[0], "bad": [bad[name] for name in sorted(bad)]}
 
     def resume(self, state: dict[str, Any]) -> "World":
         for stream in self.streams:
