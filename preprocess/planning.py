@@ -23,7 +23,7 @@ from preprocess.failures import FailureTable
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
-from preprocess.publish import sole_writer
+from preprocess.publish import sole_writer, temporary_path
 from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
@@ -38,14 +38,13 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     """
     inputs = _fingerprint(metadata, shards, seed)
     output.mkdir(parents=True, exist_ok=True)
-    with sole_writer(output):
-        target = output / "plan"
+    target = output / "plan"
+    with sole_writer(output, target.name):
         if (target / "plan.json").exists():
             plan = Plan.open(output / "plan")
             if plan.facts["inputs"] == inputs:
                 return plan
-        fresh = output / ".plan.tmp"
-        shutil.rmtree(fresh, ignore_errors=True)
+        fresh = temporary_path(target)
         fresh.mkdir()
         try:
             facts = _build(fresh, metadata, shards, seed, max_line_bytes) | {"inputs": inputs}

@@ -12,7 +12,6 @@ failures would deliver their clips twice. Clips of videos that are still not the
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge, published_shards
 from preprocess.plan import Plan, write_plan
-from preprocess.publish import sole_writer
+from preprocess.publish import remove_leftovers, sole_writer, temporary_path
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
 from preprocess.run import build_missing
@@ -78,8 +77,9 @@ def _new_round(config: PreprocessConfig) -> Plan | None:
         return None
     rounds = open_rounds(config.output)
     name = f"retry_{len(rounds) + 1:03d}"
-    fresh, folder = config.output / f".{name}.tmp", config.output / "plan" / name
-    shutil.rmtree(fresh, ignore_errors=True)
+    folder = config.output / "plan" / name
+    fresh = temporary_path(folder)
+    remove_leftovers(folder.parent, name)
     fresh.mkdir()
     base = Plan.open(config.output / "plan")
     facts = write_plan(fresh, _planned(base, wanted), config.shards.clips_per_shard, prefix=f"{name}_")

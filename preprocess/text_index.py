@@ -9,6 +9,7 @@
 100 M subtitles take 20 bytes each in the index plus their own length on disk, and next to nothing in private memory.
 """
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Iterable
@@ -30,7 +31,11 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     try:
         count = _write_texts(rows, fresh)
         _concatenate(fresh, count)
-        fresh.rename(folder)
+        try:
+            fresh.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else another node, whose locks are not ours, has made the same
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return count

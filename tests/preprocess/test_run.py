@@ -35,7 +35,7 @@ from preprocess.planning import make_plan
 from preprocess.retry import retry
 from preprocess.run import build_missing, main, run
 from preprocess.shard import Tools, build_shard, shard_facts
-from preprocess.text_index import index_folder
+from preprocess.text_index import TextIndex, build_index, index_folder
 
 Values = dict[str, Any]
 
@@ -442,9 +442,37 @@ def test_what_killed_writers_left_goes_with_the_next_run(small_set: Values, tmp_
     index = index_folder(subtitles, config.output, "texts")
     (index.parent / f".{index.name}.node-7.tmp").mkdir(parents=True)
     (index.parent / f".{index.name}.node-7.tmp" / "texts.bin").write_bytes(b"half a fi")
+    for path in config.output.rglob("*"):
+        os.utime(path, (0, 0))
     run(config)
     assert index.is_dir()
     assert not list(config.output.rglob("*.tmp*"))
+
+
+def test_locks_that_hold_on_one_node_only(small_set: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node plans and indexes at the same time: it is left alone, and who comes second takes what is there."""
+    config = config_of(small_set)
+    theirs = config.output / ".plan.node-7.tmp"
+    theirs.mkdir(parents=True)
+    index = index_folder(tmp_path / "subtitles.jsonl", config.output, "texts")
+
+    def build_twice(rows: Any, folder: Path) -> int:
+        build_index([("-vid_0.0.mp4", "theirs")], folder)
+        return build_index(rows, folder)
+
+    monkeypatch.setattr("preprocess.text_index.build_index", build_twice)
+    run(config)
+    assert theirs.exists() and TextIndex(index).get("-vid_0.0.mp4") == "theirs"
+    assert [path for path in config.output.rglob("*.tmp*") if path != theirs] == []
+
+
+def test_a_file_system_without_locks_is_wrong_input(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("preprocess.publish.fcntl.flock", refuse)
+    with pytest.raises(InputError, match=r"file system without locks \(Function not implemented\); mount it with them"):
+        run(config_of(small_set))
 
 
 @pytest.mark.heavy
