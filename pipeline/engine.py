@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import HashStore
 
 from pipeline.dist import is_initialized, rank, world_size
 from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
+from pipeline.loss_scale import LossScale
 from pipeline.meters import ForwardTimer
 
 
@@ -76,14 +77,19 @@ class Engine:
         self.zero_stage = config.zero_stage
         self.clip_norm = clip_norm
         self.forward_timer = ForwardTimer(device)
-        # Under ZeRO 0 the norm is known already when DeepSpeed would compute it once more to clip by it.
-        self._clips_itself = config.zero_stage == 0 and not self.scales_loss
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
+        # Under ZeRO 0 the norm is known already when DeepSpeed would compute it once more to clip by it; with a scaled
+        # loss it would clip by the norm of the scaled gradient.
+        self._clips_itself = config.zero_stage == 0 or self.loss_scale is not None
         self._norm: float | None = None
         passed_norm = 0.0 if self._clips_itself else clip_norm
         settings = deepspeed_config(config, clip_norm=passed_norm, rows_per_rank=rows_per_rank, passthrough=passthrough)
         self.layout = {"precision": config.precision, "zero_optimization": settings["zero_optimization"]}
         """What DeepSpeed's own files depend on, besides the number of ranks; JSON-able."""
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self.deepspeed.torch_autocast_z0_gradscaler = None  # see loss_scale.py
+        if config.zero_stage > 0:
+            self.deepspeed.optimizer.torch_autocast_gradscaler = None
         if config.zero_stage == 0 and world_size() == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would only copy every gradient twice
         if config.compile:
@@ -105,9 +111,9 @@ class Engine:
         return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)  # type: ignore[no-any-return]
 
     @property
-    def scales_loss(self) -> bool:
-        """fp16: an infinite gradient is an everyday event, after which DeepSpeed itself skips the update."""
-        return self.config.precision == "fp16"
+    def may_overflow(self) -> bool:
+        """fp16: an infinite gradient is an everyday event, after which `step` makes no update and halves the scale."""
+        return self.loss_scale is not None and self.loss_scale.can_shrink
 
     def __call__(self, **inputs: Tensor | None) -> Any:
         """The model's features, under autocast where the precision says so."""
@@ -124,7 +130,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Backward; gradients are averaged over ranks."""
-        self.deepspeed.backward(loss)
+        self.deepspeed.backward(loss if self.loss_scale is None else loss * self.loss_scale.value)
 
     def backward_all(self, losses: Iterator[Tensor], count: int) -> None:
         """`count` backwards whose gradients add up, then one reduction."""
@@ -165,7 +171,7 @@ class Engine:
             square = torch.zeros((), dtype=torch.float64)
         if self.zero_stage > 0:
             square = self._sum_over_ranks(square)
-        scale = self.deepspeed.optimizer.loss_scale if self.scales_loss else 1.0
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         self._norm = math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
         return self._norm
 
@@ -195,16 +201,30 @@ class Engine:
         return math.exp(self._gathered(parameter).item())
 
     def step(self) -> None:
-        """Clip, update the weights (the clamp is part of it), drop the gradients."""
-        if self._clips_itself and self.clip_norm > 0:
+        """Clip, update the weights (the clamp is part of it), drop the gradients. All ranks.
+
+        With a scaled loss, no update follows a gradient that is no number.
+        """
+        if self._clips_itself and (self.clip_norm > 0 or self.loss_scale is not None):
             norm = self.gradient_norm() if self._norm is None else self._norm
-            if norm > self.clip_norm:
-                torch._foreach_mul_(self.local_gradients(), self.clip_norm / (norm + 1e-6))
+            factor = 1.0
+            if self.loss_scale is not None:
+                factor = 1.0 / self.loss_scale.value
+                self.loss_scale.update(math.isfinite(norm))
+                if not math.isfinite(norm):
+                    self.drop_gradients()
+                    return
+            if 0 < self.clip_norm < norm:
+                factor *= self.clip_norm / (norm + 1e-6)
+            if factor != 1.0:
+                torch._foreach_mul_(self.local_gradients(), factor)
         self._norm = None
         self.deepspeed.step()
 
     def drop_gradients(self) -> None:
         """Forget the gradients of this step: the weights stay as they are."""
+        from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
+
         self._norm = None
         optimizer = self.deepspeed.optimizer
         self.deepspeed.zero_grad()
@@ -212,6 +232,15 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.averaged_gradients:
                 optimizer.averaged_gradients[group] = None
+            # Else the next backward counts as a further one of this step, and adds to what waits on the host.
+            if self.zero_stage == 3:
+                optimizer._pre_step()
+            else:
+                optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+                if optimizer.cpu_offload:
+                    optimizer._offload_accumulated_param_ids = set()
+            if hasattr(optimizer, "norm_for_param_grads"):
+                optimizer.reset_cpu_buffers()
 
     def save(self, folder: Path, tag: str, writer: Any) -> None:
         """DeepSpeed's own state, to be written into `folder`/`tag`, into `writer`. All ranks."""
@@ -231,7 +260,7 @@ class Engine:
         is_main = dist.get_rank() == 0
         if is_main:
             weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.module.state_dict().items()}
-        if self.zero_stage == 3 or self.config.precision == "fp16":
+        if self.zero_stage == 3:
             from deepspeed.utils import safe_get_full_fp32_param
 
             for name, parameter in self.module.named_parameters():

@@ -53,7 +53,7 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """Partitioned over ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16: autocast over fp32 parameters; fp16: half parameters with fp32 masters and loss scaling, GPUs only."""
+    """bf16: autocast over fp32 parameters; fp16: the same with a scaled loss, GPUs only."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """What gradients travel in between ranks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -109,7 +109,7 @@ def deepspeed_config(
         safe: list[str] | None = None if config.reduce_dtype == "bf16" else []
         made["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": safe}
     elif config.precision == "fp16":
-        made["fp16"] = {"enabled": True, "initial_scale_power": 16}
+        made["torch_autocast"] = {"enabled": True, "dtype": "float16", "lower_precision_safe_modules": []}
     made |= {key: value for key, value in passthrough.items() if key != "zero_optimization"}
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage > 0:

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.engine import Engine
-from pipeline.errors import InputError
 
 Moments = Callable[[str], tuple[Tensor, Tensor] | None]
 
 
 def fill_engine(engine: Engine, weights: Mapping[str, Tensor], moments: Moments, optimizer_step: int) -> None:
     """Put weights, fp32 masters, both moments and the step count into `engine`. Every rank, the same arguments."""
-    if engine.scales_loss and engine.zero_stage == 0:
-        raise InputError("fp16 under ZeRO 0 cannot take a converted checkpoint; set engine.zero_stage=1")
     optimizer = engine.deepspeed.optimizer
     named = dict(engine.module.named_parameters())
     names = {parameter: name for name, parameter in named.items()}

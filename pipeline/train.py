@@ -128,9 +128,10 @@ def leave_lost_group(error: RuntimeError) -> NoReturn:
     """End this process at once: the clean ways out wait for ranks that no longer exist."""
     reason = " ".join(str(error).split())[:200]
     message = (
-        f"rank {rank()}: another rank died or hangs ({reason}); see its log; the same command goes on from `latest`"
+        f"rank {rank()}: another rank died or hangs, or this one cannot reach it ({reason}); see the logs of both; the "
+        "same command goes on from `latest`"
     )
-    logger.error(message)
+    logger.exception(message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 

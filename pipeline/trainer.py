@@ -40,6 +40,8 @@ class Progress:
     """Running mean that spikes are measured against."""
     best: float | None = None
     best_step: int | None = None
+    best_metric: str | None = None
+    """What `best` is a value of; None in older checkpoints: the configured one."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ def train(run: Run) -> None:
         )
         loss_value, norm = loss.item(), engine.gradient_norm()
         clock.mark("gradient")
-        if math.isfinite(loss_value) and (math.isfinite(norm) or engine.scales_loss):
+        if math.isfinite(loss_value) and (math.isfinite(norm) or engine.may_overflow):
             set_learning_rate(engine.param_groups, lr)
             engine.step()
             watch_for_spike(run, step, loss_value)
@@ -201,9 +203,13 @@ def evaluate_and_judge(run: Run) -> dict[str, float]:
     run.engine.train()
     metric = run.config.evaluation.best_metric
     if metric is not None:
-        value = values[f"eval/{metric}"]
-        if run.progress.best is None or value > run.progress.best:
-            run.progress.best, run.progress.best_step = value, run.progress.step
+        progress, value = run.progress, values[f"eval/{metric}"]
+        if progress.best_metric not in (None, metric):
+            logger.warning(f"the best step is chosen by {metric} from now on, and no longer by {progress.best_metric}")
+            progress.best = None
+        progress.best_metric = metric
+        if progress.best is None or value > progress.best:
+            progress.best, progress.best_step = value, progress.step
     return values
 
 
@@ -237,6 +243,7 @@ def save(run: Run, *, wait: bool) -> None:
         "stream": run.stream.state_dict(),
         "zero_stage": run.engine.zero_stage,
         "layout": run.engine.layout,
+        "loss_scale": None if run.engine.loss_scale is None else asdict(run.engine.loss_scale),
         "optimizer_step": run.engine.optimizer_step(),
     }
     run.saver.save(run.engine, run.progress.step, state, run.progress.best_step, wait=wait)

@@ -27,6 +27,7 @@ from pipeline.dist import broadcast_value, is_main, world_size
 from pipeline.engine import Engine
 from pipeline.errors import InputError, RunError
 from pipeline.log import logger
+from pipeline.loss_scale import LossScale
 from pipeline.partitions import fill_engine
 
 
@@ -112,6 +113,8 @@ def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], sc
         weights = load_file(str(checkpoint / "model.safetensors"))
         with moments_by_name(checkpoint / ENGINE_FOLDER, saved_stage, param_names, scratch) as moments:
             fill_engine(engine, weights, moments, state["optimizer_step"])
+    if engine.loss_scale is not None and state.get("loss_scale") is not None:
+        engine.loss_scale = LossScale(**state["loss_scale"])
     with safe_open(str(checkpoint / "rng.safetensors"), framework="pt") as random_states:
         if rank_name() in random_states.keys():  # noqa: SIM118 - not a mapping
             set_random_state(random_states.get_tensor(rank_name()))

@@ -73,11 +73,13 @@ def training_case(argv: list[str]) -> int:
     return main(argv)
 
 
-def precision_case(stage: int, micro_batches: int) -> tuple[float, float, float, float]:
-    """Loss and gradient norm of one batch in fp32, then in bf16."""
+def precision_case(stage: int, micro_batches: int, precision: str) -> tuple[float, float, float, float]:
+    """Loss and gradient norm of one batch in fp32, then in `precision`."""
     found = []
-    for precision in ("fp32", "bf16"):
-        engine = make_engine(stage, make_model(), OptimConfig(clip_norm=0.0), precision=precision)
+    for settings in ({"precision": "fp32"}, {"precision": precision, "device": "auto"}):
+        engine = make_engine(stage, make_model(), OptimConfig(clip_norm=0.0), **settings)
+        if engine.loss_scale is not None:
+            engine.loss_scale.value = 16.0  # the gradients of the tiny model are large
         engine.train()
         batch = make_batch(16, rank=rank(), world_size=world_size())
         objective = Objective(LossConfig(name="vsc_fc"))
@@ -88,6 +90,39 @@ def precision_case(stage: int, micro_batches: int) -> tuple[float, float, float,
         assert all(parameter.dtype == torch.float32 for parameter in engine.module.parameters())
         close(engine)
     return found[0], found[1], found[2], found[3]
+
+
+def overflow_case(stage: int, passthrough: dict[str, Any]) -> list[tuple[float, float, bool, float]]:
+    """Steps in fp16, the first ones with a scale that is too large.
+
+    Gradient norm, the norm that the optimizer sees (0: none), whether a weight has changed, loss scale.
+    """
+    optim = OptimConfig(lr=1e-2, clip_norm=5.0)
+    engine = make_engine(stage, make_model(), optim, passthrough, precision="fp16", device="auto")
+    true_step, seen = engine.deepspeed.step, [0.0]
+
+    def step() -> None:
+        assert engine.loss_scale is not None
+        seen[0] = engine.gradient_norm() * engine.loss_scale.value
+        true_step()
+
+    engine.deepspeed.step = step
+    assert engine.loss_scale is not None
+    engine.loss_scale.value = 2.0**15
+    engine.train()
+    objective, found = Objective(LossConfig(name="vsc_fc")), []
+    before = engine.whole_weights()
+    for _ in range(12):
+        batch = make_batch(8, 0, rank(), world_size())
+        backward_batch(engine, objective, batch, micro_batches=2, accumulation="exact")
+        norm = engine.gradient_norm()
+        engine.step()
+        after = engine.whole_weights()
+        changed = any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+        found.append((norm, seen[0], changed, engine.loss_scale.value))
+        before = after
+    close(engine)
+    return found
 
 
 def masters_case(stage: int) -> bool:

@@ -1,5 +1,6 @@
 """What holds under every ZeRO stage: the clamp reaches the master weight, the official run is followed."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -107,12 +108,27 @@ def test_whole_weights_are_the_masters(pair, stage):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize(("stage", "parts"), [(0, 2), (1, 1), (2, 2), (3, 1)])
-def test_bf16_is_autocast_over_fp32_parameters(pair, stage, parts):
-    for loss, norm, bf16_loss, bf16_norm in pair.run(cases.precision_case, stage, parts):
-        assert bf16_loss == pytest.approx(loss, rel=0.02)
-        assert bf16_loss != loss
-        assert bf16_norm == pytest.approx(norm, rel=0.1)
+def test_half_precision_is_autocast_over_fp32_parameters(pair, stage, parts, precision):
+    for loss, norm, half_loss, half_norm in pair.run(cases.precision_case, stage, parts, precision):
+        assert half_loss == pytest.approx(loss, rel=0.02)
+        assert half_loss != loss
+        assert half_norm == pytest.approx(norm, rel=0.1)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("stage", "offloaded"), [(0, False), (1, False), (2, False), (2, True), (3, False), (3, True)])
+def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale_on_all_ranks(pair, stage, offloaded):
+    rows, others = pair.run(cases.overflow_case, stage, OFFLOADED if offloaded else {})
+    assert str([(norm, scale) for norm, *_, scale in rows]) == str([(norm, scale) for norm, *_, scale in others])
+    finite = [math.isfinite(norm) for norm, *_ in rows]
+    assert not finite[0] and finite[-1]
+    assert [changed for *_, changed, _ in rows] == finite
+    for fine, (norm, seen, *_) in zip(finite, rows, strict=True):
+        assert seen == pytest.approx(min(norm, 5.0), rel=1e-5) if fine else seen == 0
+    scales = [2.0**15, *(scale for *_, scale in rows)]
+    assert [after / before for before, after in itertools.pairwise(scales)] == [1.0 if fine else 0.5 for fine in finite]
 
 
 def test_engine_only_keys_pass_through():

@@ -13,7 +13,7 @@ from pipeline.gradient import Objective
 from pipeline.log import logger
 from pipeline.losses import LossConfig
 from pipeline.train_config import BatchConfig, FailureConfig
-from pipeline.trainer import Progress, shortened, suspects, watch_for_spike
+from pipeline.trainer import Progress, evaluate_and_judge, shortened, suspects, watch_for_spike
 from tests.pipeline.tiny import make_batch, make_model
 
 
@@ -30,6 +30,23 @@ def test_a_loss_far_above_its_running_mean_is_reported(
         watch_for_spike(run, 30, 20.0)
     assert [record.message.split(",")[0] for record in caplog.records] == ["loss spike at step 30: 20"]
     assert progress.loss_mean is not None and 2.0 < progress.loss_mean < 20.0
+
+
+def test_a_best_value_counts_for_its_own_metric_only() -> None:
+    timer = SimpleNamespace(take=lambda: None)
+    nothing = SimpleNamespace(eval=lambda: None, train=lambda: None, forward_timer=timer)
+    progress = Progress(step=10, best=50.0, best_step=5)
+    run: Any = SimpleNamespace(engine=nothing, progress=progress, config=SimpleNamespace(evaluation=SimpleNamespace()))
+    for step, metric, found, best_step in (
+        (10, "a/t2v_r1", 40.0, 5),
+        (20, "a/pairs_x", 30.0, 20),
+        (30, "a/pairs_x", 29.0, 20),
+        (40, "a/pairs_x", 31.0, 40),
+    ):
+        progress.step, run.config.evaluation.best_metric = step, metric
+        run.evaluate = lambda _, metric=metric, found=found: {metric: found}
+        evaluate_and_judge(run)
+        assert progress.best_step == best_step
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
