@@ -55,8 +55,8 @@ class CaptionerConfig(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     """auto: the GPUs of the machine, worker by worker, else the CPU; cuda: GPUs or an error; or cpu, cuda:1."""
     workers_per_gpu: int = Field(default=4, ge=1)
-    """Most worker processes that share a GPU, each with a model of its own (CoCa ViT-L: about 5 GB); they also decode,
-    so more of them keep more cores busy."""
+    """Most worker processes that share a GPU, each with a model of its own (CoCa ViT-L: 2.6 GB of weights); they also
+    decode, so more of them keep more cores busy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
 
