@@ -70,6 +70,8 @@ def plan_shards(options: Options) -> ShardPlan:
     resources = shard_resources(options.site)
     facts = check_cluster(options.site, resources, options.after) if options.cluster == "slurm" else []
     facts += check_disk(config.output.resolve())
+    if config.captioner.kind != "none" and resources.gpus_per_node == 0:
+        facts.append("captions will be written on CPUs, which is slow: --gpus-per-node gives the tasks GPUs")
     lacking = missing_metadata(config, options.dry_run)
     num_shards, missing = (0, []) if lacking else find_missing(config, options.dry_run)
     count = max(min(options.nodes, num_shards), math.ceil(num_shards / per_task))

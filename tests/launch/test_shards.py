@@ -137,6 +137,16 @@ def test_gpus_and_cpus_of_a_task(shards_file: str, commands) -> None:
         assert made.arrays[0].resources == expected
 
 
+def test_a_captioner_without_gpus_is_told(shards_file: str, commands) -> None:
+    commands(scontrol=cluster(BATCH))
+    parser = make_parser("slurm_shards.py", "about", shards_file)
+    add_shard_options(parser)
+    captioner = "captioner.kind=open_clip"
+    for words, is_told in (([], False), ([captioner], True), ([captioner, "--gpus-per-node", "2"], False)):
+        made = plan_shards(parse_options(parser, ["--time", "60", *words]))
+        assert any("captions will be written on CPUs" in fact for fact in made.facts) == is_told
+
+
 def test_nothing_stays_queued_when_one_array_is_refused(
     site_file: str, shards_file: str, commands, tmp_path: Path
 ) -> None:
