@@ -1,12 +1,15 @@
 """`make test-gpu`: what to run first on a machine with GPUs. Skips itself where there is none.
 
-Trains a tiny model through the launcher on up to two GPUs: NCCL, ZeRO 0 to 3, bf16 and fp16, resume, and the losses of
-the CPU.
+Trains a tiny model through the launcher on up to two GPUs: NCCL, ZeRO 0 to 3, bf16 and fp16, offloaded, compiled, in
+parts, resume, a dead rank, and the losses of the CPU.
 """
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,71 @@ def test_every_stage_and_precision(folder: Path, cpu_losses: list[float], stage:
     words = [f"engine.zero_stage={stage}", f"engine.precision={precision}"]
     losses = train(folder, f"zero{stage}_{precision}", *words)
     assert losses == pytest.approx(cpu_losses, rel=0.05)
+
+
+HOST = "{device: cpu, pin_memory: true}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("offload1", ["engine.zero_stage=1", f"deepspeed.zero_optimization.offload_optimizer={HOST}"]),
+        ("offload2", ["engine.zero_stage=2", f"deepspeed.zero_optimization.offload_optimizer={HOST}"]),
+        (
+            "offload3",
+            [
+                "engine.zero_stage=3",
+                f"deepspeed.zero_optimization.offload_optimizer={HOST}",
+                f"deepspeed.zero_optimization.offload_param={HOST}",
+            ],
+        ),
+        ("compiled0", ["engine.zero_stage=0", "engine.compile=true"]),
+        ("compiled1", ["engine.zero_stage=1", "engine.compile=true"]),
+        ("parts0", ["engine.zero_stage=0", "batch.micro_batches=2"]),
+        ("parts1", ["engine.zero_stage=1", "batch.micro_batches=2"]),
+        ("parts3", ["engine.zero_stage=3", "batch.micro_batches=2"]),
+    ],
+)
+def test_the_same_losses_in_other_ways(folder: Path, cpu_losses: list[float], name: str, words: list[str]) -> None:
+    """Offloaded, compiled, in parts: all in fp32 as on the CPU."""
+    assert train(folder, name, *words) == pytest.approx(cpu_losses, rel=1e-3)
+
+
+def test_fp16_offloaded_and_compiled(folder: Path, cpu_losses: list[float]) -> None:
+    offload = f"deepspeed.zero_optimization.offload_optimizer={HOST}"
+    for name, words in (("half_offload", ["engine.zero_stage=2", offload]), ("half_compiled", ["engine.compile=true"])):
+        assert train(folder, name, "engine.precision=fp16", *words) == pytest.approx(cpu_losses, rel=0.05)
+
+
+@pytest.mark.skipif(NUM_GPUS < 2, reason="a rank that is left needs another one")
+def test_a_dead_rank_ends_the_other_within_the_configured_time(folder: Path) -> None:
+    """Whether NCCL's watchdog or our own handler ends it: not with exit code 0, and not only after minutes."""
+    limit_s = 30
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        common = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+        }
+    words = ["name=dead", "steps=100000", f"engine.collective_timeout_s={limit_s}", "checkpoint.every_steps=0"]
+    command = [sys.executable, "-m", "pipeline.train", str(folder / "train.yaml"), *words]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=common | {"RANK": str(number), "LOCAL_RANK": str(number)})
+        for number in range(2)
+    ]
+    try:
+        metrics = folder / "runs" / "dead" / "metrics.jsonl"
+        end = time.monotonic() + 300
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+            assert time.monotonic() < end and all(one.poll() is None for one in ranks)
+            time.sleep(0.2)
+        ranks[1].kill()
+        assert ranks[0].wait(timeout=3 * limit_s) != 0
+    finally:
+        for one in ranks:
+            one.kill()
+            one.wait()
 
 
 @pytest.mark.parametrize("stage", [1, 3])
