@@ -83,7 +83,9 @@ class Engine:
         self._clips_itself = config.zero_stage == 0 or self.loss_scale is not None
         self._norm: float | None = None
         passed_norm = 0.0 if self._clips_itself else clip_norm
-        settings = deepspeed_config(config, clip_norm=passed_norm, rows_per_rank=rows_per_rank, passthrough=passthrough)
+        settings = deepspeed_config(
+            config, device, clip_norm=passed_norm, rows_per_rank=rows_per_rank, passthrough=passthrough
+        )
         self.layout = {"precision": config.precision, "zero_optimization": settings["zero_optimization"]}
         """What DeepSpeed's own files depend on, besides the number of ranks; JSON-able."""
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

@@ -1,7 +1,7 @@
 """How the engine runs a step: its config, the device that follows from it, and DeepSpeed's own config.
 
 device = resolve_device(config)                                             # or InputError
-settings = deepspeed_config(config, clip_norm=5.0, rows_per_rank=32, passthrough={})
+settings = deepspeed_config(config, device, clip_norm=5.0, rows_per_rank=32, passthrough={})
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def resolve_device(config: EngineConfig) -> torch.device:
 
 
 def deepspeed_config(
-    config: EngineConfig, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
+    config: EngineConfig, device: torch.device, *, clip_norm: float, rows_per_rank: int, passthrough: dict[str, Any]
 ) -> dict[str, Any]:
     """DeepSpeed's own config: derived from ours, then the engine-only keys of `passthrough`."""
     assert not repeated_keys(passthrough), "TrainConfig refuses these"
@@ -114,7 +114,7 @@ def deepspeed_config(
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage > 0:
         zero["reduce_bucket_size"] = REDUCE_BUCKET_ELEMENTS
-    if config.zero_stage in (1, 2) and resolve_device(config).type == "cuda":
+    if config.zero_stage in (1, 2) and device.type == "cuda":
         # DeepSpeed's default is to reduce everything after the backward pass; in stage 3 it overlaps by itself.
         zero["overlap_comm"] = True
     made["zero_optimization"] = zero | dict(passthrough.get("zero_optimization", {}))

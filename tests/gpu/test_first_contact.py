@@ -97,7 +97,8 @@ def test_same_losses_as_on_the_cpu(folder: Path, cpu_losses: list[float]) -> Non
 def test_every_stage_and_precision(folder: Path, cpu_losses: list[float], stage: int, precision: str) -> None:
     words = [f"engine.zero_stage={stage}", f"engine.precision={precision}"]
     losses = train(folder, f"zero{stage}_{precision}", *words)
-    assert losses == pytest.approx(cpu_losses, rel=0.05)
+    # In fp16 the first steps find the scale of the loss, without an update.
+    assert losses == pytest.approx(cpu_losses, rel=0.05 if precision == "bf16" else 0.1)
 
 
 HOST = "{device: cpu, pin_memory: true}"
@@ -131,7 +132,7 @@ def test_the_same_losses_in_other_ways(folder: Path, cpu_losses: list[float], na
 def test_fp16_offloaded_and_compiled(folder: Path, cpu_losses: list[float]) -> None:
     offload = f"deepspeed.zero_optimization.offload_optimizer={HOST}"
     for name, words in (("half_offload", ["engine.zero_stage=2", offload]), ("half_compiled", ["engine.compile=true"])):
-        assert train(folder, name, "engine.precision=fp16", *words) == pytest.approx(cpu_losses, rel=0.05)
+        assert train(folder, name, "engine.precision=fp16", *words) == pytest.approx(cpu_losses, rel=0.1)
 
 
 @pytest.mark.skipif(NUM_GPUS < 2, reason="a rank that is left needs another one")

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pipeline import engine as module
-from pipeline import engine_config
 from pipeline.engine import Engine
 from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS, EngineConfig, deepspeed_config, resolve_device
 from pipeline.errors import InputError
@@ -134,6 +133,7 @@ def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale_on_all_ranks
 def test_engine_only_keys_pass_through():
     made = deepspeed_config(
         EngineConfig(zero_stage=2, precision="bf16"),
+        torch.device("cpu"),
         clip_norm=1.5,
         rows_per_rank=2,
         passthrough={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "wall_clock_breakdown": True},
@@ -151,7 +151,7 @@ def test_engine_only_keys_pass_through():
 def test_what_is_summed_over_ranks_lies_where_the_ranks_can_reach_it(monkeypatch):
     """With the optimizer on the host, norms are computed there; NCCL takes no tensor of the host."""
     engine = Engine.__new__(Engine)
-    engine.device, engine.zero_stage, engine.config = torch.device("meta"), 2, EngineConfig(precision="fp32")
+    engine.device, engine.zero_stage, engine.loss_scale = torch.device("meta"), 2, None
     monkeypatch.setattr(Engine, "local_gradients", lambda self: [torch.ones(3)])
     monkeypatch.setattr(module, "world_size", lambda: 2)
     seen = []
@@ -183,12 +183,10 @@ def test_what_this_machine_lacks_is_an_error_in_one_line(settings, message):
     ("stage", "device", "overlaps"),
     [(0, "cuda", None), (1, "cuda", True), (2, "cuda", True), (3, "cuda", None), (1, "cpu", None)],
 )
-def test_gradients_are_reduced_during_the_backward_pass_on_gpus(
-    stage: Any, device: str, overlaps: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_config, "resolve_device", lambda _: torch.device(device))
-    made = deepspeed_config(EngineConfig(zero_stage=stage), clip_norm=1.0, rows_per_rank=1, passthrough={})
+def test_gradients_are_reduced_during_the_backward_pass_on_gpus(stage: Any, device: str, overlaps: bool | None) -> None:
+    config, kind = EngineConfig(zero_stage=stage), torch.device(device)
+    made = deepspeed_config(config, kind, clip_norm=1.0, rows_per_rank=1, passthrough={})
     assert made["zero_optimization"].get("overlap_comm") is overlaps
     asked = {"zero_optimization": {"overlap_comm": False}}
-    made = deepspeed_config(EngineConfig(zero_stage=stage), clip_norm=1.0, rows_per_rank=1, passthrough=asked)
+    made = deepspeed_config(config, kind, clip_norm=1.0, rows_per_rank=1, passthrough=asked)
     assert made["zero_optimization"]["overlap_comm"] is False
