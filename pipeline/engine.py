@@ -165,14 +165,7 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Norm of the whole averaged gradient before clipping; NaN or infinite when any element is. All ranks."""
-        gradients = self.local_gradients()
-        if gradients:
-            norms = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)])
-            square = norms.square().sum()
-        else:
-            square = torch.zeros((), dtype=torch.float64)
-        if self.zero_stage > 0:
-            square = self._sum_over_ranks(square)
+        square = self._square_of(self.local_gradients(), over_ranks=self.zero_stage > 0)
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
         self._norm = math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
         return self._norm
@@ -181,17 +174,22 @@ class Engine:
         """Norm of all parameters. All ranks."""
         parameters = list(self.module.parameters())
         held = [_own_part(p) if hasattr(p, "ds_tensor") else p.detach() for p in parameters]
-        square = torch.stack([norm.double() for norm in torch._foreach_norm(held)]).square().sum()
-        if self.zero_stage == 3:
-            square = self._sum_over_ranks(square)
-        return math.sqrt(square.item())
+        return math.sqrt(self._square_of(held, over_ranks=self.zero_stage == 3).item())
 
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        """On the engine's device, the only one that NCCL can reach: what is offloaded was summed up on the host."""
-        value = value.to(self.device)
-        if world_size() > 1:
-            dist.all_reduce(value)
-        return value
+    def _square_of(self, tensors: list[Tensor], *, over_ranks: bool) -> Tensor:
+        """The sum of all squares, float64, on the engine's device: the only one that NCCL can reach.
+
+        What is offloaded is summed up on the host; small parameters stay on the GPU beside it.
+        """
+        on_device: dict[torch.device, list[Tensor]] = {}
+        for tensor in tensors:
+            on_device.setdefault(tensor.device, []).append(tensor)
+        square = torch.zeros((), dtype=torch.float64, device=self.device)
+        for held in on_device.values():
+            square += torch.stack(torch._foreach_norm(held)).double().square().sum().to(self.device)
+        if over_ranks and world_size() > 1:
+            dist.all_reduce(square)
+        return square
 
     def optimizer_step(self) -> int:
         """How many updates the optimizer has made."""
