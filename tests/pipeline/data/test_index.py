@@ -106,6 +106,7 @@ def test_others_wait_for_the_one_that_builds_and_say_so(
 
     monkeypatch.setattr(index_build, "write_index", slow)
     monkeypatch.setattr(index_build, "_REPORT_S", 0.0)
+    monkeypatch.setattr(index_build, "_POLL_S", 0.01)
     with ThreadPoolExecutor(3) as pool, caplog.at_level("INFO", "clip_vip"):
         first = pool.submit(Manifest.open, written.folder)
         assert started.wait(60)
@@ -128,6 +129,22 @@ def test_a_builder_that_is_dead_is_followed_by_another(make_set: MakeSet, holder
     os.utime(lease, (time.time() - 1000,) * 2)
     manifest = Manifest.open(written.folder)
     assert [path.name for path in root.iterdir()] == [manifest.hash]
+
+
+def test_an_index_that_came_with_the_lease_is_not_built_again(
+    make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = make_set([3])
+    real = index_build._take
+
+    def late(lease: Path) -> bool:
+        monkeypatch.setattr(index_build, "_take", real)
+        Manifest.open(written.folder)
+        monkeypatch.setattr(index_build, "_build", lambda *_: pytest.fail("it is there already"))
+        return real(lease)
+
+    monkeypatch.setattr(index_build, "_take", late)
+    assert len(Manifest.open(written.folder)) == 3
 
 
 def test_a_builder_whose_lease_was_taken_does_no_harm(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
