@@ -73,6 +73,12 @@ def cpu_losses(folder: Path) -> list[float]:
     return train(folder, "cpu", "engine.device=cpu", gpus=0)
 
 
+@pytest.fixture(scope="session")
+def untrained_losses(folder: Path) -> list[float]:
+    """The losses of a run that learns nothing."""
+    return train(folder, "untrained", "engine.device=cpu", "optim.lr=1.0e-12", gpus=0)
+
+
 def run_module(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -94,11 +100,21 @@ def test_same_losses_as_on_the_cpu(folder: Path, cpu_losses: list[float]) -> Non
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_stage_and_precision(folder: Path, cpu_losses: list[float], stage: int, precision: str) -> None:
+def test_every_stage_and_precision(
+    folder: Path, cpu_losses: list[float], untrained_losses: list[float], stage: int, precision: str
+) -> None:
+    """Near the losses of the CPU, and far from those of a run that learns nothing, which are at most 7% away."""
     words = [f"engine.zero_stage={stage}", f"engine.precision={precision}"]
     losses = train(folder, f"zero{stage}_{precision}", *words)
     # In fp16 the first steps find the scale of the loss, without an update.
     assert losses == pytest.approx(cpu_losses, rel=0.05 if precision == "bf16" else 0.1)
+    assert abs(losses[-1] - cpu_losses[-1]) < abs(losses[-1] - untrained_losses[-1])
+    if precision == "bf16":
+        assert distance(losses, cpu_losses) < distance(untrained_losses, cpu_losses) / 4
+
+
+def distance(losses: list[float], others: list[float]) -> float:
+    return sum(abs(one - other) for one, other in zip(losses, others, strict=True))
 
 
 HOST = "{device: cpu, pin_memory: true}"
@@ -170,8 +186,8 @@ def test_a_dead_rank_ends_the_other_within_the_configured_time(folder: Path) -> 
 def test_resume(folder: Path, stage: int) -> None:
     words = [f"engine.zero_stage={stage}", "engine.precision=bf16"]
     whole = train(folder, f"whole{stage}", *words)
-    assert len(train(folder, f"parts{stage}", *words, "stop_at_step=4")) == 4
-    assert train(folder, f"parts{stage}", *words, "--resume") == pytest.approx(whole, rel=1e-3)
+    assert len(train(folder, f"resumed{stage}", *words, "stop_at_step=4")) == 4
+    assert train(folder, f"resumed{stage}", *words, "--resume") == pytest.approx(whole, rel=1e-3)
 
 
 @pytest.mark.skipif(NUM_GPUS < 2, reason="NCCL between GPUs needs two of them")
