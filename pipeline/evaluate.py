@@ -13,7 +13,7 @@ ranks its share; the numbers do not depend on how many there are.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,7 +25,7 @@ from pipeline.config import Section, load_config, nearest_name, read_yaml, rende
 from pipeline.dist import is_main, local_rank
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.compare import comparison_rows, load_reports, markdown, write_comparison
-from pipeline.evaluation.encoding import encode_texts, tokenize_texts
+from pipeline.evaluation.encoding import Encode, Tokenize, encode_texts, tokenize_texts
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.protocol import RetrievalSetConfig, read_rows
 from pipeline.evaluation.report import Report, console_table, make_folder, set_report, write_report
@@ -33,7 +33,7 @@ from pipeline.evaluation.rescored import rescored_metrics
 from pipeline.evaluation.rescoring import RescoreMethod
 from pipeline.evaluation.retrieval import Retrieval, check_set, retrieve
 from pipeline.evaluation.selection import Which, select_checkpoint
-from pipeline.model.clip_vip import CLIPViP
+from pipeline.model.clip_vip import CLIPViP, Features
 from pipeline.model.config import ModelConfig
 from pipeline.model.start import WEIGHTS_SUFFIXES
 from pipeline.model.weights import load_model
@@ -73,6 +73,9 @@ class EvaluateConfig(Section):
     """Of a run folder: its last checkpoint, or the best by the run's own evaluation.best_metric."""
     device: Literal["cpu", "cuda"] | None = None
     """Where it runs; default: a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of encoding: bf16 by autocast is for speed on GPUs; it may move a recall, so the report says so. Ranks are
+    exact in either."""
 
     @model_validator(mode="before")
     @classmethod
@@ -192,13 +195,16 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
         check_inputs(config, folder)
         model = load_model(path)
     model = model.to(device).eval()
+    encode = in_precision(model, config.precision, device)
     check_texts(model, config.sets.values())  # before any video is encoded, not after the last
     for set_config in config.sets.values():
-        found = retrieve(model, model.tokenizer, model.image_size_px, set_config, device=device)
-        bank = encode_bank(model, set_config, device)
+        found = retrieve(encode, model.tokenizer, model.image_size_px, set_config, device=device)
+        bank = encode_bank(encode, model.tokenizer, set_config, device)
         rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
         if is_main():
-            report = set_report(found, checkpoint=name, rescored=rescored, chosen_by=chosen_by)
+            report = set_report(
+                found, checkpoint=name, rescored=rescored, chosen_by=chosen_by, precision=config.precision
+            )
             paths = write_report(report, folder)
             paths += write_page(found, report, folder, set_config.page_queries, model.image_size_px)
             print(console_table(report))
@@ -230,13 +236,26 @@ def bank_texts(path: Path) -> list[str]:
     return texts
 
 
-def encode_bank(model: CLIPViP, config: EvaluatedSet, device: torch.device) -> torch.Tensor | None:
+def in_precision(model: CLIPViP, precision: Literal["fp32", "bf16"], device: torch.device) -> Encode:
+    """The model as it is called for encoding: as it is, or under bf16 autocast. Ranking is not under it."""
+
+    def encode(**inputs: torch.Tensor | None) -> Features:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            features: Features = model(**inputs)
+            return features
+
+    return encode
+
+
+def encode_bank(
+    encode: Encode, tokenizer: Callable[[int], Tokenize], config: EvaluatedSet, device: torch.device
+) -> torch.Tensor | None:
     """Features of the distinct texts of the query bank, if there is one. Collective."""
     if config.query_bank is None:
         return None
     texts = bank_texts(config.query_bank)
-    windows = tokenize_texts(model.tokenizer, texts, config.num_text_tokens, window=config.long_texts == "window")
-    return encode_texts(model, windows, batch_size=config.batch_size, device=device)
+    windows = tokenize_texts(tokenizer, texts, config.num_text_tokens, window=config.long_texts == "window")
+    return encode_texts(encode, windows, batch_size=config.batch_size, device=device)
 
 
 def write_page(found: Retrieval, report: Report, folder: Path, num_queries: int, image_size_px: int) -> list[Path]:

@@ -39,6 +39,7 @@ def set_report(
     checkpoint: str,
     rescored: dict[RescoreMethod, dict[str, float]] | None = None,
     chosen_by: str = "",
+    precision: str = "fp32",
 ) -> Report:
     """Everything about one set's result as plain data. `chosen_by`: how the checkpoint was selected."""
     config, questions = found.config, found.questions
@@ -76,6 +77,7 @@ def set_report(
             for method, metrics in (rescored or {}).items()
         },
         "chosen_by": chosen_by,
+        "precision": precision,
         "num_pairs": {kind: len(rows.videos) for kind, rows in questions.pairs.items()},
         "missing_videos": found.missing,
     }
@@ -187,6 +189,7 @@ def notes(report: Report) -> list[str]:
         *_tie_lines(report),
         *_missing_lines(report),
         *([f"checkpoint chosen by: {report['chosen_by']}"] if report["chosen_by"] else []),
+        *([f"encoded in {report['precision']}, not in fp32"] if report["precision"] != "fp32" else []),
     ]
 
 

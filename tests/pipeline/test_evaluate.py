@@ -92,6 +92,27 @@ def test_a_model_of_the_config_is_evaluated_as_it_is(painted: Path, monkeypatch:
     )
 
 
+def test_encoding_in_bf16_is_said_and_does_not_reach_the_ranking(
+    painted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = {"encode": set(), "rank": set()}
+    call, rank = PaintedModel.__call__, retrieval.rank_both_ways
+
+    def encode(self: PaintedModel, **inputs: torch.Tensor) -> object:
+        seen["encode"].add(torch.is_autocast_enabled("cpu"))
+        return call(self, **inputs)
+
+    def ranks(*words: object, **options: object) -> object:
+        seen["rank"].add(torch.is_autocast_enabled("cpu"))
+        return rank(*words, **options)
+
+    monkeypatch.setattr(PaintedModel, "__call__", encode)
+    monkeypatch.setattr(retrieval, "rank_both_ways", ranks)
+    assert main([str(painted / "run"), str(painted / "set.yaml"), "precision=bf16", "device=cpu"]) == 0
+    assert seen == {"encode": {True}, "rank": {False}}
+    assert "encoded in bf16, not in fp32" in capsys.readouterr().out
+
+
 def test_a_checkpoint_may_have_an_equals_sign_in_its_name(painted: Path) -> None:
     checkpoint = painted / "lr=1e-5"
     (painted / "run").rename(checkpoint)
