@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline.checkpoint.folder import (
+    LATEST,
     find_damage,
     list_checkpoints,
     mark_damaged,
@@ -19,6 +20,7 @@ from pipeline.checkpoint.folder import (
     read_complete,
     read_latest,
     step_of,
+    write_atomically,
 )
 from pipeline.checkpoint.rng import rank_name, set_random_state
 from pipeline.checkpoint.save import ENGINE_FOLDER
@@ -42,7 +44,7 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
         try:
             answer = newest_intact(run_folder)
             if answer[0] is not None:
-                rename_newer(run_folder, answer[0])
+                put_right(run_folder, answer[0])
             if answer == (None, []) and resume != "auto":
                 answer = (named_checkpoint(Path(resume)), [])
         except InputError as error:
@@ -61,14 +63,19 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     return chosen
 
 
-def rename_newer(run_folder: Path, chosen: Path) -> None:
-    """Take checkpoints that are newer than the chosen one, and thus damaged, out of the run's row. Rank 0."""
-    for folder in list_checkpoints(run_folder):
-        if step_of(folder) > step_of(chosen):
-            try:
+def put_right(run_folder: Path, chosen: Path) -> None:
+    """Take what is newer than the chosen checkpoint, and thus damaged, out of the run's row, and let `latest` name it.
+
+    A run that died between its last checkpoint and `latest` would else be finished with a `latest` of before. Rank 0.
+    """
+    try:
+        for folder in list_checkpoints(run_folder):
+            if step_of(folder) > step_of(chosen):
                 mark_damaged(folder)
-            except OSError as error:
-                logger.warning(f"{folder} is damaged and could not be renamed: {error.strerror}")
+        if read_latest(run_folder) != chosen:
+            write_atomically(run_folder / LATEST, f"checkpoints/{chosen.name}\n")
+    except OSError as error:
+        logger.warning(f"{run_folder}: damaged checkpoints or `latest` could not be put right: {error.strerror}")
 
 
 def named_checkpoint(path: Path) -> Path:

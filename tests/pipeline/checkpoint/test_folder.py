@@ -125,6 +125,18 @@ def test_a_damaged_checkpoint_takes_no_place_of_a_good_one(run):
     assert (run / "checkpoints/damaged_step_00000020_2/state.json").exists()
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_latest_names_the_checkpoint_that_a_run_goes_on_from(run, is_damaged):
+    """Also where the run died before it could write `latest`, and where what `latest` names is damaged."""
+    if is_damaged:
+        damage(run / "checkpoints/step_00000020/state.json", "flipped", 0.5)
+    else:
+        write_atomically(run / "latest", "checkpoints/step_00000010\n")
+    chosen = choose_checkpoint(run, "auto")
+    assert chosen == run / f"checkpoints/step_000000{10 if is_damaged else 20}"
+    assert read_latest(run) == chosen
+
+
 def test_where_none_is_intact_all_stay_where_they_are(run):
     for step in (10, 20):
         damage(run / f"checkpoints/step_{step:08d}" / "state.json", "flipped", 0.5)
