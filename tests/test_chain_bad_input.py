@@ -10,7 +10,7 @@ import pytest
 from pipeline import evaluate
 from pipeline.config import load_config
 from pipeline.errors import InputError, run_command
-from pipeline.run_folder import prepare
+from pipeline.run_folder import make_folders, prepare
 from pipeline.train_config import TrainConfig
 from preprocess import run as preprocess_run
 from preprocess.sample import __main__ as sample
@@ -61,6 +61,7 @@ def test_a_wrong_command_line_is_one_line(main, argv, words, capsys, monkeypatch
 
 
 def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
+    make_folders(tmp_path / "demo")
     prepare(tmp_path / "demo", load_config(TrainConfig, [PRETRAIN], [f"runs_dir={tmp_path}"]))
     other = load_config(TrainConfig, [PRETRAIN], [f"runs_dir={tmp_path}", "optim.lr=0.5"])
     with pytest.raises(InputError, match=r"optim\.lr") as refusal:
