@@ -73,6 +73,12 @@ def training_case(argv: list[str]) -> int:
     return main(argv)
 
 
+def training_in(folder: str, argv: list[str]) -> int:
+    """`python -m pipeline.train argv...` in `folder`, within the pool."""
+    with contextlib.chdir(folder):
+        return training_case(argv)
+
+
 def precision_case(stage: int, micro_batches: int, precision: str) -> tuple[float, float, float, float]:
     """Loss and gradient norm of one batch in fp32, then in `precision`."""
     found = []
