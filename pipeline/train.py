@@ -30,7 +30,7 @@ with quiet():
     from pipeline.examples import retrieval_examples
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
-    from pipeline.log import MetricsFile, logger, start_logging
+    from pipeline.log import MetricsFile, file_logger, logger, start_logging
     from pipeline.meters import StepClock, Work
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.model.weights import save_model
@@ -54,12 +54,14 @@ def main(argv: list[str]) -> int:
     with StopRequest() as stop:
         with quiet():
             device = start_distributed(config.engine)
-        ownership = on_main(lambda: claim_folder(config))
+        ownership, notes = on_main(lambda: claim_folder(config)) or (None, [])
         try:
             start_logging(config.run_folder / "logs")
+            for note in notes:
+                logger.info(note)
             run_to_the_end(config, device, stop, ownership.check if ownership else lambda: None)
         except PipelineError as error:
-            logger.error(f"stopped: {error}")
+            file_logger.error(f"stopped: {error}")  # the console gets it from `run_command`
             raise
         except RuntimeError as error:
             if not is_lost_rank(error):
@@ -131,7 +133,7 @@ def leave_lost_group(error: RuntimeError) -> NoReturn:
         f"rank {rank()}: another rank died or hangs, or this one cannot reach it ({reason}); see the logs of both; the "
         "same command goes on from `latest`"
     )
-    logger.exception(message)
+    file_logger.exception(message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -153,21 +155,24 @@ def on_main(action: Callable[[], Value]) -> Value | None:
     return result
 
 
-def claim_folder(config: TrainConfig) -> Ownership:
-    """Make the run folder, take it and check its config, once the held-out sets are known to be there."""
+def claim_folder(config: TrainConfig) -> tuple[Ownership, list[str]]:
+    """Make the run folder, take it and check its config, once the held-out sets are known to be there.
+
+    Returns what there is to say about it, for the log that begins then.
+    """
     for held_out in config.evaluation.sets:
         check_set(held_out)
     make_folders(config.run_folder)
     ownership = Ownership.claim(config.run_folder)
     try:
-        prepare(config.run_folder, config)
         remove_staging(config.run_folder)
-        if config.resume == "never":
-            set_aside(config.run_folder)
+        moved = set_aside(config.run_folder) if config.resume == "never" else []
+        notes = [f"starting over; set aside in {config.run_folder}: {', '.join(moved)}"] if moved else []
+        notes += prepare(config.run_folder, config)
     except BaseException:
         ownership.release()
         raise
-    return ownership
+    return ownership, notes
 
 
 def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ownership: Callable[[], None]) -> Run:
@@ -293,6 +298,13 @@ def report_start(
     engine = f"{world_size()} rank(s), ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     work = f"{total_steps} steps of {config.batch.global_batch_size} clips"
     logger.info(f"{config.run_folder}: {millions:.1f} M parameters, {work} on {engine}; {origin}")
+    if checkpoint and config.init_from:
+        logger.warning(
+            f"init_from={config.init_from} is not read: the run goes on from its own checkpoint; resume=never starts "
+            "over from init_from"
+            if is_within(checkpoint, config.run_folder)
+            else f"init_from={config.init_from} is not read: resume={config.resume} gives weights and state"
+        )
 
 
 if __name__ == "__main__":
