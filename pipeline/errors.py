@@ -37,6 +37,10 @@ class RunError(PipelineError, RuntimeError):
     exit_code = 1
 
 
+class MachineFault(RunError):
+    """This machine, not the data, is at fault: another node may do it."""
+
+
 _DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE))
 
 
