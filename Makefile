@@ -8,7 +8,7 @@ ARGS ?=
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup demo shards check format test test-fast test-slow test-cluster test-gpu lock clean
+.PHONY: help setup demo shards check format test test-fast test-slow test-cluster test-gpu bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -56,6 +56,9 @@ test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine; 
 
 test-gpu: $(READY)  ## first contact with a GPU: NCCL, ZeRO 0-3, bf16 and fp16, resume
 	$(PYTEST) -m gpu $(ARGS)
+
+bench-gpu: $(READY)  ## what a step costs on this machine's GPU: at most 6 minutes, ARGS="--out results.json"
+	$(PY) -m benchmarks.gpu $(ARGS)
 
 lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
