@@ -76,7 +76,7 @@ def find_run(word: str) -> Path:
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], target: Path, smooth: int = 0) -> None:
-    """Write the panels of all runs (name -> rows of its metrics file) to `target`. InputError when nothing was logged."""
+    """Write the panels of all runs (name -> rows of their metrics) to `target`. InputError when nothing was logged."""
     panels = {title: curves_of(runs, key) for key, title in PANELS.items()}
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
