@@ -212,9 +212,14 @@ def _server() -> socket.socket:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OMP_NUM_THREADS": "1",  # a worker is one core's worth
         }
-        _Server.process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-        )
+        # Blocked until `serve` ignores them: Ctrl-C reaches every process of the terminal, also one that just began.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
+        try:
+            _Server.process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         _Server.channel, _Server.owner = ours, os.getpid()
     return _Server.channel
@@ -224,6 +229,7 @@ def serve(descriptor: int) -> None:
     """The server's life: unpickle a `load` (which imports what it needs), fork its workers, until the trainer ends."""
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED_SIGNALS)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     trainer = socket.socket(fileno=descriptor)
     while True:
