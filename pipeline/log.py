@@ -27,6 +27,8 @@ logger = logging.getLogger("clip_vip")
 """The run's own logger: rank 0 on the console, every rank in its file."""
 file_logger = logging.getLogger("clip_vip.file")
 """The same without the console, for what the user gets to see in another way."""
+urgent_logger = logging.getLogger("clip_vip.urgent")
+"""Every rank on the console, for what holds all of them up."""
 
 LINE_END = b"\n"
 MAX_WAITING_BYTES = 1 << 20
@@ -59,11 +61,12 @@ def start_logging(folder: Path) -> None:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [to_file]
     file_logger.handlers[:] = [to_file]
+    to_console = Console(sys.stdout if is_main() else sys.stderr)
+    to_console.setFormatter(logging.Formatter("%(message)s" if is_main() else f"rank {rank()}: %(message)s"))
+    urgent_logger.handlers[:] = [to_file, to_console]
     if is_main():
-        to_console = Console(sys.stdout)
-        to_console.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(to_console)
-    for one in (logger, file_logger):
+    for one in (logger, file_logger, urgent_logger):
         one.setLevel(logging.INFO)
         one.propagate = False
 

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         with quiet():
             device = start_distributed(config.engine)
         ownership, notes = on_main(lambda: claim_folder(config)) or (None, [])
+        stop.leave = ownership.release if ownership else stop.leave
         try:
             start_logging(config.run_folder / "logs")
             for note in notes:
@@ -89,7 +90,8 @@ def run_to_the_end(
             place = f"{config.run_folder} is at step {run.progress.step}"
             logger.info(f"{place}, and stop_at_step={config.stop_at_step}; nothing to do")
         else:
-            train(run)
+            with stop.steps_at_risk(what_is_lost(run)):
+                train(run)
         if run.progress.step >= run.total_steps and is_main():
             finish_folder(config.run_folder, run.progress.step)
     except PipelineError:
@@ -99,6 +101,19 @@ def run_to_the_end(
         if run.metrics is not None:
             run.metrics.close()
         run.mirror.finish()
+
+
+def what_is_lost(run: Run) -> Callable[[], str]:
+    """Gives, at any moment of training, what is lost when it ends there without saving."""
+    started_at = run.progress.step
+
+    def lost() -> str:
+        saved = run.saver.saved_step
+        place = f"step {max(saved, started_at)}" if max(saved, started_at) > 0 else "the start"
+        steps = run.progress.step - max(saved, started_at)
+        return f"{steps} step{'s' * (steps != 1)} since {place} {'is' if steps == 1 else 'are'} lost"
+
+    return lost
 
 
 def finish_folder(run_folder: Path, step: int) -> None:

@@ -381,6 +381,59 @@ def test_a_signal_saves_and_leaves(uninterrupted, shards, tmp_path):
     assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
 
 
+def test_the_first_ctrl_c_saves_on_all_ranks(shards, tmp_path):
+    """One press reaches a rank twice when a launcher passes on what the terminal has sent to everybody."""
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0}, data={"num_workers": 1})
+    ranks = start_ranks([str(config)], tmp_path, 2)
+    run = tmp_path / "runs/run"
+    wait_until(lambda: len(losses(run)) > 2, ranks[0])
+    for process in ranks:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
+    for number, process in enumerate(ranks):
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / f"out{number}.txt").read_text()
+    last = losses(run)[-1]["step"]
+    assert newest_intact(run) == (run / f"checkpoints/step_{last:08d}", [])
+    said = (tmp_path / "out0.txt").read_text()
+    assert said.count("Ctrl-C: saving after the step under way, then leaving; a second Ctrl-C leaves at once\n") == 1
+    assert f"stopped after step {last} (SIGINT); the same command goes on from here" in said
+    assert "Ctrl-C" not in (tmp_path / "out1.txt").read_text(), "rank 0 speaks for all"
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_says_what_is_lost(shards, tmp_path):
+    """While the save that the first has asked for takes its time."""
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
+    process = start_training([str(config)], tmp_path / "out.txt", case=cases.training_with_endless_save)
+    run, out = tmp_path / "runs/run", tmp_path / "out.txt"
+    wait_until(lambda: len(losses(run)) > 2, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    wait_until(lambda: "Ctrl-C" in out.read_text(), process)
+    first = time.monotonic()
+    while process.is_alive():  # presses within a second of the first are the same one
+        os.kill(process.pid, signal.SIGINT)
+        process.join(0.1)
+        assert time.monotonic() - first < 60
+    assert process.exitcode == 1 and time.monotonic() - first > 0.9
+    last = losses(run)[-1]["step"]
+    assert out.read_text().splitlines()[-1] in [
+        f"error: left at once; {steps} steps since the start are lost; the same command goes on from there"
+        for steps in (last, last + 1)
+    ]
+    assert not (run / "owner.json").exists(), "the next start has nothing to wait for, wherever it is"
+
+
+def test_ctrl_c_before_the_first_step_ends_a_run_as_any_other_program(shards, tmp_path):
+    config = write_config(tmp_path, shards)
+    process = start_training([str(config)], tmp_path / "out.txt", case=cases.training_interrupted_while_built)
+    process.join(120)
+    assert process.exitcode == 1
+    assert (tmp_path / "out.txt").read_text() == "error: interrupted; run the same command again to go on\n"
+    assert not (tmp_path / "runs/run/owner.json").exists()
+
+
 def test_killed_at_random_points_is_bitwise_equal(uninterrupted, shards, tmp_path):
     check_kills(uninterrupted, shards, tmp_path, kills=3, seed=1)
 
