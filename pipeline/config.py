@@ -17,6 +17,7 @@ came from, and for an unknown key the nearest valid one.
 import difflib
 import hashlib
 import json
+import re
 import sys
 import types
 import typing
@@ -90,7 +91,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML mapping. Raises `InputError` for a missing file, broken YAML, a repeated key, or no mapping."""
     try:
         with open(path, encoding="utf-8") as stream:
-            content = yaml.load(stream, _UniqueKeyLoader)
+            content = yaml.load(stream, _ConfigLoader)
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -150,8 +151,15 @@ def walk_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
             yield from walk_fields(inner, f"{key}.*.")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader in which a repeated key is an error: YAML's silent 'last one wins' hides mistakes."""
+class _ConfigLoader(yaml.SafeLoader):
+    """SafeLoader in which a repeated key is an error (YAML's silent 'last one wins' hides mistakes), and in which only
+    `true` and `false` are booleans, as YAML 1.2 has it: `off`, `on`, `yes` and `no` are words, and the field that gets
+    one decides what it means."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -163,13 +171,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def _parse_override(override: str) -> dict[str, Any]:
     dotted, _, text = override.partition("=")
     names = dotted.split(".")
     if not all(names):
         raise InputError(f"override {override!r} has an empty key; write section.key=value")
     try:
-        value = yaml.load(text, _UniqueKeyLoader) if text else ""
+        value = yaml.load(text, _ConfigLoader) if text else ""
     except yaml.YAMLError as error:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"

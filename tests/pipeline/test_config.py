@@ -1,6 +1,7 @@
 """Config: precedence, one report for all mistakes, nearest key, round trip."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import Field
@@ -78,3 +79,34 @@ def test_help_shows_every_option_with_default_and_meaning() -> None:
     text = render_help(Root, program="prog", about="About.")
     for part in ("name: str = (required)", "optim.lr: float = 5e-06", "Peak learning rate.", "extra.*.lr"):
         assert part in text
+
+
+class Switches(Section):
+    mode: Literal["auto", "off", "on"] = "auto"
+    """A word."""
+    capture: Literal["auto"] | bool = "auto"
+    """A word or a switch."""
+    jitter: bool = True
+    """A switch."""
+    name: str = ""
+    """Any text."""
+    words: dict[str, str] = {}
+    """Texts by name."""
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_off_on_yes_and_no_mean_what_their_field_wants(tmp_path: Path, in_file: bool) -> None:
+    values = {"mode": "off", "capture": "on", "jitter": "no", "name": "yes"}
+    if in_file:
+        text = "".join(f"{key}: {value}\n" for key, value in values.items()) + "words: {on: off, y: n}\n"
+        config = load_config(Switches, [write(tmp_path, "a.yaml", text)], [])
+        assert config.words == {"on": "off", "y": "n"}
+    else:
+        config = load_config(Switches, [], [f"{key}={value}" for key, value in values.items()])
+    assert (config.mode, config.capture, config.jitter, config.name) == ("off", True, False, "yes")
+    assert load_config(Switches, [write(tmp_path, "b.yaml", to_yaml(config))], []) == config
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "false", "False", "FALSE"])
+def test_true_and_false_are_booleans(word: str) -> None:
+    assert load_config(Switches, [], [f"capture={word}"]).capture is (word.lower() == "true")
