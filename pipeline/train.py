@@ -32,6 +32,7 @@ with quiet():
     from pipeline.gradient import Objective
     from pipeline.log import MetricsFile, file_logger, logger, start_logging
     from pipeline.meters import StepClock, Work
+    from pipeline.mirrors import Mirrors, start_mirrors
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.model.weights import save_model
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
@@ -39,9 +40,9 @@ with quiet():
     from pipeline.run_folder import make_folders, prepare
     from pipeline.signals import StopRequest
     from pipeline.start import first_weights
+    from pipeline.tensorboard_mirror import check_tensorboard
     from pipeline.train_config import TrainConfig
     from pipeline.trainer import Evaluate, Progress, Run, train
-    from pipeline.wandb_mirror import WandbMirror
 
 Value = TypeVar("Value")
 
@@ -175,6 +176,8 @@ def claim_folder(config: TrainConfig) -> tuple[Ownership, list[str]]:
 
     Returns what there is to say about it, for the log that begins then.
     """
+    if config.log.tensorboard:
+        check_tensorboard()
     for held_out in config.evaluation.sets:
         check_set(held_out)
     make_folders(config.run_folder)
@@ -227,12 +230,10 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stream.load_state_dict(state["stream"])
     total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
-    mirror = WandbMirror.start(
-        config.run_folder,
-        mode=config.log.wandb if is_main() else "off",
-        project=config.log.wandb_project,
-        config=config.model_dump(mode="json"),
-    )
+    mirror = Mirrors()
+    if is_main():
+        values = config.model_dump(mode="json")
+        mirror = start_mirrors(config.run_folder, config.log, step=progress.step, config=values)
     return Run(
         config=config,
         total_steps=total_steps,
@@ -287,7 +288,7 @@ def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
     )
 
 
-def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP, mirror: WandbMirror) -> Evaluate:
+def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP, mirror: Mirrors) -> Evaluate:
     """A function that gives the metrics of all held-out sets as <set name>/<metric>. Training does not notice it."""
 
     def evaluate(step: int) -> dict[str, float]:

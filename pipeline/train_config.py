@@ -77,6 +77,8 @@ class LogConfig(Section):
     """auto: online with a login, else offline. wandb being absent or down never stops a run."""
     wandb_project: str = "clip-vip"
     """Project in wandb."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard into the run folder; needs the extra `tensorboard`."""
 
 
 class FailureConfig(Section):

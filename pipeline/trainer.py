@@ -20,10 +20,10 @@ from pipeline.errors import RunError
 from pipeline.gradient import Objective, Terms, backward_batch, without_finite_features
 from pipeline.log import MetricsFile, logger
 from pipeline.meters import OwnTime, StepClock, Work, console_line
+from pipeline.mirrors import Mirrors
 from pipeline.optim import set_learning_rate
 from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
-from pipeline.wandb_mirror import WandbMirror
 
 Evaluate = Callable[[int], dict[str, float]]
 
@@ -61,7 +61,7 @@ class Run:
     progress: Progress
     clock: StepClock
     work: Work
-    mirror: WandbMirror
+    mirror: Mirrors
     local_samples: int = 0
     """This rank's valid samples since the last merge."""
 
