@@ -41,9 +41,10 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
         differing = differences(before, resolved | versions, only=keys)
         if differing:
+            older = "" if claimed.get("rendering") == RENDERING else "finish it with the release that began it, "
             raise InputError(
                 f"{config.output} belongs to another config, it differs in {listed(differing)}; "
-                "give another output, or remove the folder to start over"
+                f"{older}give another output, or remove the folder to start over"
             )
         # The hash stays that of the first shards, also where an option came since with a default that changes nothing.
         return str(claimed.get("config_hash") or _hash_of(shard, config_hash))
