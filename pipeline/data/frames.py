@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.data.format import IMAGE_EXTENSIONS
 from pipeline.data.mp4 import jpeg_packets
 from pipeline.errors import InputError
 
@@ -26,7 +27,6 @@ Frames = NDArray[np.uint8]
 Place = Callable[[int, Frames], None]
 Target = Callable[[int, int, int], Frames | None]
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 64 * 2**20  # a header may promise more than the memory holds
 _PLAIN_CONTAINERS = {
     # A playlist or concat list in a foreign tar could make ffmpeg open other files and URLs.
