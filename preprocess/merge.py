@@ -8,6 +8,7 @@ python -m preprocess.merge data/shards/hdvila
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,17 @@ def merge(output: Path) -> dict[str, Any]:
     return stats
 
 
-def summarise_shards(output: Path, *, subtitle_from: str, caption_from: str) -> dict[str, Any]:
-    """Manifest and statistics of a set without a plan, whose texts may lie elsewhere: foreign tars."""
+def summarise_shards(
+    output: Path, *, subtitle_from: str, caption_from: str, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Manifest and statistics (with `extra`) of a set without a plan, whose texts may lie elsewhere: foreign tars."""
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
     reasons: Counter[str] = Counter()
     for row in rows:
         table = pq.read_table(output / "failures" / f"{Path(row['shard']).name}.parquet", columns=["reason"])
         reasons.update(table["reason"].to_pylist())
     stats = _totals(rows, reasons)
-    stats |= {"num_clips": stats["num_delivered"] + stats["num_failed"], "num_pending": 0}
+    stats |= {"num_clips": stats["num_delivered"] + stats["num_failed"], "num_pending": 0, **(extra or {})}
     _publish_summary(output, rows, stats, subtitle_from, caption_from)
     return stats
 

@@ -88,6 +88,13 @@ DEFAULT_SUBTITLE_FROM = "json:subtitle"
 DEFAULT_CAPTION_FROM = "json:caption"
 """Where a text of a sample lies: `json:FIELD`, `txt`, or empty for nowhere. Foreign sets name their own."""
 
+VIDEO_EXTENSIONS = (
+    *("mp4", "mkv", "webm", "avi", "mov", "m4v", "flv", "mpg", "mpeg", "3gp", "wmv"),
+    *("ts", "mts", "m2ts", "ogv", "3g2", "asf"),
+)
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Extensions of media, in order of preference where a sample or a folder has several: the one list of each."""
+
 
 class Reason(StrEnum):
     """Why a clip was not delivered."""

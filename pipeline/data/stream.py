@@ -29,7 +29,7 @@ from pipeline.data.format import name_hash
 from pipeline.data.index import Manifest
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
-from pipeline.data.order import mix
+from pipeline.data.order import Blend, mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
@@ -96,6 +96,7 @@ class DataConfig(Section):
             raise ValueError("cache does nothing: every source is a local folder; remove it")
         if self.cache and self.shuffle and self.shuffle_window_shards is None:
             raise ValueError("a cache of shards needs a window: set shuffle_window_shards so that two windows fit")
+        Blend([source.weight for source in self.sources])  # refuses weights that round to nothing
         return self
 
 
