@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -22,6 +21,7 @@ from pipeline.model.architecture import PIXEL_MEAN, PIXEL_STD, Architecture, Tex
 from pipeline.model.config import ModelConfig, read_json, read_model_config
 from pipeline.model.formats import HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING, State, to_hugging_face
 from pipeline.model.tensor_files import read_tensors
+from pipeline.tensor_writing import write_tensors
 
 EXTRA_TENSORS_FILE = "clip_vip.safetensors"
 EXTRA_CONFIG_FILE = "clip_vip.json"
@@ -65,10 +65,10 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: ModelConfig, ar
     tensors = to_hugging_face(state)
     extras = {name: tensors.pop(name) for name in (HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING) if name in tensors}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
+    write_tensors(
         {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    save_file(
+    write_tensors(
         {name: value.contiguous() for name, value in extras.items()}, folder / EXTRA_TENSORS_FILE, {"format": "pt"}
     )
     _write_json(folder / "config.json", _from_architecture(architecture))

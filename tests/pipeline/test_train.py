@@ -93,6 +93,40 @@ def uninterrupted(shards, pools, tmp_path_factory) -> Path:
     return config.parent / "runs" / "run"
 
 
+def test_weights_to_start_from_are_named_where_a_checkpoint_comes_first(uninterrupted, shards, pools, tmp_path):
+    config = write_config(tmp_path, shards, steps=3)
+    train(pools(1), config, "stop_at_step=2")
+    log = tmp_path / "runs/run/logs/rank_00000.log"
+    assert "is not read" not in log.read_text()
+    train(pools(1), config, f"init_from={uninterrupted}")
+    assert f"init_from={uninterrupted} is not read: the run goes on from its own checkpoint; resume=never" in (
+        log.read_text()
+    )
+
+
+WRONG = {
+    "a key": (["optim.lrr=1"], "config: optim.lrr: unknown key"),
+    "a file": (["nowhere.yaml"], "cannot read config nowhere.yaml: No such file"),
+    "no weights": (["init_from={folder}/none.pt"], "no weights at "),
+    "text as weights": (["init_from={folder}/train.yaml"], "train.yaml"),
+    "a folder that is no run": (["resume={folder}"], "is neither a checkpoint nor a run folder with one"),
+    "no shards": (["data.sources=[{{shards: {folder}}}]"], "has no manifest.parquet"),
+    "both lengths": (["epochs=3"], "add steps=null to go by epochs"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_input_is_said_once_in_one_line(shards, tmp_path, kind):
+    """On the console as a whole: also where the log of the run has begun by then."""
+    words, said = WRONG[kind]
+    config = write_config(tmp_path, shards)
+    process = start_training([str(config), *(word.format(folder=tmp_path) for word in words)], tmp_path / "out.txt")
+    process.join(120)
+    shown = (tmp_path / "out.txt").read_text()
+    assert process.exitcode == 2, shown
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and said in shown
+
+
 def test_a_run_leaves_a_whole_folder(uninterrupted):
     assert [row["step"] for row in losses(uninterrupted)] == list(range(1, 13))
     assert newest_intact(uninterrupted) == (uninterrupted / "checkpoints/step_00000012", [])
@@ -104,6 +138,8 @@ def test_a_run_leaves_a_whole_folder(uninterrupted):
         json.loads((uninterrupted / "code.json").read_text())[0]["packages"]["torch"] == torch.__version__.split("+")[0]
     )
     assert (uninterrupted / "COMPLETE").exists()
+    rights = {path.stat().st_mode & 0o777 for path in uninterrupted.rglob("*") if path.is_file()}
+    assert rights == {(uninterrupted / "COMPLETE").stat().st_mode & 0o777}, "those of the umask"
     assert not (uninterrupted / "owner.json").exists()
 
 
