@@ -94,7 +94,7 @@ def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
             patch_size=vision["patch_size"],
             image_size=vision["image_size"],
             head_width=vision["hidden_size"] // vision["num_attention_heads"],
-            mlp_ratio=vision["intermediate_size"] / vision["hidden_size"],
+            mlp_width=vision["intermediate_size"],
         ),
         text_cfg=TextArchitecture(
             context_length=text["max_position_embeddings"],
@@ -102,7 +102,7 @@ def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
             width=text["hidden_size"],
             heads=text["num_attention_heads"],
             layers=text["num_hidden_layers"],
-            mlp_ratio=text["intermediate_size"] / text["hidden_size"],
+            mlp_width=text["intermediate_size"],
         ),
         pixel_mean=pixels.get("image_mean", PIXEL_MEAN),
         pixel_std=pixels.get("image_std", PIXEL_STD),
@@ -143,7 +143,7 @@ def _from_architecture(architecture: Architecture) -> dict[str, Any]:
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": vision.width,
-            "intermediate_size": int(vision.width * vision.mlp_ratio),
+            "intermediate_size": vision.inner_width,
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.width // vision.head_width,
             "image_size": vision.image_size,
@@ -154,7 +154,7 @@ def _from_architecture(architecture: Architecture) -> dict[str, Any]:
         "text_config": {
             "model_type": "clip_text_model",
             "hidden_size": text.width,
-            "intermediate_size": int(text.width * text.mlp_ratio),
+            "intermediate_size": text.inner_width,
             "num_hidden_layers": text.layers,
             "num_attention_heads": text.heads,
             "vocab_size": text.vocab_size,
