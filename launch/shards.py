@@ -117,11 +117,11 @@ def shard_resources(site: ClusterConfig) -> Resources:
 
 
 def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ...]:
-    """Metadata files that are not there: an error, for a dry run a finding."""
-    from preprocess.metadata import find_files
+    """Tables that are not there or hold no row that can be read: an error, for a dry run a finding."""
+    from preprocess.inputs import check_inputs
 
     try:
-        find_files(config.metadata.files)
+        check_inputs(config)
     except InputError as error:
         if not dry_run:
             raise
