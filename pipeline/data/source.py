@@ -88,13 +88,13 @@ class Colours:
 
 def colours_of(stream: "av.VideoStream") -> Colours:
     """The stream's own words; an untagged stream is BT.709 from 720 lines on and BT.601 below, in limited range unless
-    its pixel format says otherwise (yuvj, RGB, grey without a tag is limited as ffmpeg takes it)."""
+    its pixel format says otherwise: yuvj, RGB and grey are in full range."""
     codec = stream.codec_context
     pixels = str(codec.pix_fmt or "")
     if is_rgb(pixels):
         return Colours("rgb", True)
     untagged = "bt709" if codec.height >= _HD_LINES else "bt601"
-    full_range = int(codec.color_range) == _FULL_RANGE or pixels.startswith("yuvj")
+    full_range = int(codec.color_range) == _FULL_RANGE or pixels.startswith(("yuvj", "gray"))
     return Colours(_MATRICES.get(int(codec.colorspace), untagged), full_range)
 
 

@@ -15,6 +15,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class EncodedClip(Readable):
         """When each frame begins to be displayed, in seconds from the start of the file."""
         return [float(time * self._unit_s) for time in self._pictures.times]
 
-    def index_at(self, time_s: float) -> int:
+    def index_at(self, time_s: float | Fraction) -> int:
         """The frame that is displayed at `time_s`: the last one with a time <= that, the first one before all."""
         return max(0, bisect.bisect_right(self._pictures.times, time_s / self._unit_s) - 1)
 
