@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import InputError
+from pipeline.retry import retried
 
 
 class Section(BaseModel):
@@ -88,20 +89,32 @@ def split_arguments(argv: Sequence[str], *, program: str) -> tuple[list[str], li
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping. Raises `InputError` for a missing file, broken YAML, a repeated key, or no mapping."""
+    """Read one YAML mapping. Raises `InputError` for a missing file, broken YAML, a repeated key, or no mapping.
+
+    RunError where the file system fails to read it.
+    """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = yaml.load(stream, _ConfigLoader)
+        content = yaml.load(retried(lambda: _content(Path(path)), Path(path)), _ConfigLoader)
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"config {path} is not valid YAML: {reason}") from None
+    except RecursionError:
+        raise InputError(f"config {path} is nested too deeply; no config needs that") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise InputError(f"config {path} must be a mapping of keys to values, but is a {type(content).__name__}")
     return content
+
+
+def _content(path: Path) -> str:
+    """The text of a file. Rights that its user has to change are no fault that may pass."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise InputError(f"cannot read config {path}: {error.strerror}; check its rights") from None
 
 
 def to_yaml(config: Section) -> str:
@@ -187,6 +200,8 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
         ) from None
+    except RecursionError:
+        raise InputError(f"override {dotted}=...: the value is nested too deeply") from None
     for name in reversed(names):
         value = {name: value}
     return typing.cast(dict[str, Any], value)

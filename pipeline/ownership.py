@@ -24,9 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.errors import InputError, RunError
 from pipeline.liveness import SYSTEM_CLOCK, Clock, Heartbeat, seen_here, this_process
+from pipeline.retry import FAULTS
 
 OWNER = "owner.json"
 HEARTBEAT_S = 10.0
@@ -53,7 +56,8 @@ class Ownership:
                 _refuse_if_held(run_folder, mine, clock)
                 write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
         except OSError as error:
-            raise InputError(
+            kind = RunError if error.errno in FAULTS else InputError
+            raise kind(
                 f"cannot take {run_folder}: {error.strerror}; it needs room, the right to write, and a file system "
                 "with locks (Lustre: mounted with -o flock)"
             ) from None
@@ -100,6 +104,7 @@ def _identity() -> dict[str, Any]:
         "incarnation": counts if job else [],
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),  # read by older code alone: it rests on the wall clock
     } | this_process()
 
 

@@ -6,6 +6,7 @@ A network file system answers EIO or ESTALE for a moment, a busy node EMFILE, a 
 only what is not there passes through at once; anything else is asked for again, and named when it stays.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 from pipeline.errors import RunError
 
+FAULTS = frozenset((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOTCONN))
+"""What no change of a config or a path puts right: the machine or its file system is at fault."""
 PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 """Between the attempts; half a minute in all."""
 

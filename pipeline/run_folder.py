@@ -20,7 +20,8 @@ from typing import Any
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.config import Section, read_yaml, to_yaml
 from pipeline.config_difference import differences, listed, with_defaults
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
+from pipeline.retry import FAULTS
 
 CHANGEABLE = (
     "runs_dir",
@@ -90,9 +91,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights"
-        ) from None
+        kind = RunError if error.errno in FAULTS else InputError
+        raise kind(f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights") from None
 
 
 def _values(config: Section) -> dict[str, Any]:

@@ -4,8 +4,8 @@
         with stop.steps_at_risk(lost): train()       # in here Ctrl-C is such a request too
 
 SIGTERM, SIGUSR1 and SIGUSR2 all mean: save, then leave with exit code 0; the same command goes on later. So does the
-first Ctrl-C while there are steps to lose; a second one leaves at once, with exit code 1, and says what is lost. Before
-and after, Ctrl-C ends the process as it does any other.
+first Ctrl-C while there are steps to lose; one after any of these leaves at once, with exit code 1, and says what is
+lost. Before and after, Ctrl-C ends the process as it does any other.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pipeline.dist import is_main
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 ONE_PRESS_S = 1.0
-"""The terminal and a launcher may both send SIGINT for one Ctrl-C: what comes within this time is the same press."""
+"""The terminal and a launcher may both send a signal for one Ctrl-C: what comes within this time is the same press."""
 LEAVE_LIMIT_S = 2.0
 """So long `leave` may take at a second Ctrl-C: a file system that hangs may be why it was pressed."""
 
@@ -39,7 +39,7 @@ class StopRequest:
         self.leave = leave
         """What is done last when a second Ctrl-C ends the process."""
         self._lost: Callable[[], str] | None = None
-        self._first_press_s: float | None = None
+        self._asked_at_s: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -74,16 +74,18 @@ class StopRequest:
     def _listen(self) -> None:
         with self._woken:
             while numbers := self._woken.recv(16):
-                if signal.SIGINT in numbers and self._lost is not None:
-                    self._pressed(self._lost)
+                for number in numbers:
+                    if self._lost is not None and number in SIGNALS:
+                        self._heard(signal.Signals(number), self._lost)
 
-    def _pressed(self, lost: Callable[[], str]) -> None:
-        """Ctrl-C, while there are steps to lose."""
+    def _heard(self, received: signal.Signals, lost: Callable[[], str]) -> None:
+        """A signal, while there are steps to lose."""
         now = time.monotonic()
-        if self._first_press_s is None:
-            self._first_press_s = now
-            _say("Ctrl-C: saving after the step under way, then leaving; a second Ctrl-C leaves at once")
-        elif now - self._first_press_s > ONE_PRESS_S:
+        if self._asked_at_s is None:
+            self._asked_at_s = now
+            if received == signal.SIGINT:
+                _say("Ctrl-C: saving after the step under way, then leaving; a second Ctrl-C leaves at once")
+        elif received == signal.SIGINT and now - self._asked_at_s > ONE_PRESS_S:
             _say(f"error: left at once; {lost()}; the same command goes on from there")
             leaving = threading.Thread(target=self.leave, daemon=True)
             leaving.start()

@@ -1,13 +1,16 @@
 """Config: precedence, one report for all mistakes, nearest key, round trip."""
 
+import errno
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from pydantic import Field
 
+from pipeline import retry
 from pipeline.config import Section, config_hash, load_config, parse_command_line, render_help, to_yaml
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
+from tests.pipeline.faults import failing
 
 
 class Inner(Section):
@@ -58,6 +61,30 @@ def test_all_mistakes_in_one_report_with_origin_and_nearest_key(tmp_path: Path) 
 def test_broken_files_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_config(Root, [write(tmp_path, "bad.yaml", text)])
+
+
+def test_deep_nesting_is_one_line(tmp_path: Path) -> None:
+    for text in ("a: " + "[" * 3_000, "{a: " * 3_000):
+        with pytest.raises(InputError, match=r"deep|not valid YAML") as caught:
+            load_config(Root, [write(tmp_path, "deep.yaml", text)])
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_config(Root, [], ["extra=" + "[" * 3_000])
+
+
+def test_a_file_system_that_fails_is_tried_again_and_is_no_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
+    file = write(tmp_path, "a.yaml", "name: a")
+    for number in (errno.EIO, errno.ESTALE, errno.EMFILE):
+        with failing("a.yaml", number, times=2):
+            assert load_config(Root, [file]).name == "a"
+        with failing("a.yaml", number), pytest.raises(RunError, match=rf"cannot read {file}"):
+            load_config(Root, [file])
+    with failing("a.yaml", errno.EACCES) as failed, pytest.raises(InputError, match="Permission denied; check its rig"):
+        load_config(Root, [file])
+    assert len(failed) == 1, "rights do not come back by waiting"
 
 
 def test_missing_file_unknown_option_and_stray_word() -> None:
