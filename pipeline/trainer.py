@@ -84,7 +84,7 @@ def train(run: Run) -> None:
             micro_batches=config.batch.micro_batches,
             accumulation=config.batch.accumulation,
         )
-        loss_value, norm = loss.item(), engine.gradient_norm()
+        loss_value, norm = engine.read(loss)
         clock.mark("gradient")
         if math.isfinite(loss_value) and (math.isfinite(norm) or engine.may_overflow):
             set_learning_rate(engine.param_groups, lr)

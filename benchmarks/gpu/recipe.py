@@ -115,7 +115,7 @@ class Stage:
     def step(self, lr: float = 1e-6) -> tuple[float, float]:
         """Gradient, read, update: loss and gradient norm."""
         loss, _ = backward_batch(self.engine, self.objective, self.batch, micro_batches=1, accumulation="exact")
-        read = loss.item(), self.engine.gradient_norm()
+        read = self.engine.read(loss)
         set_learning_rate(self.engine.param_groups, lr)
         self.engine.step()
         return read

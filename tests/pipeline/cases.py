@@ -195,7 +195,7 @@ def memory_case(stage: int) -> list[int]:
     from pipeline.optim import ClampedAdamW
 
     before, seen, watched = live_storages(), [], [False]
-    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 256, "layers": 3}}
+    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 512, "layers": 3}}
     engine = make_engine(stage, make_model(architecture=wide), OptimConfig(clip_norm=0.0))
     engine.train()
     engine.module.register_forward_hook(lambda *_: look())
