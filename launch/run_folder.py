@@ -37,7 +37,7 @@ class JobFolder:
 
     def submissions(self) -> list[Row]:
         """All jobs ever submitted for this run, oldest first."""
-        return [row for row in read_rows(self.path / "submissions.jsonl") if {"job", "kind"} <= row.keys()]
+        return [row for row in read_rows(self.path / "submissions.jsonl") if "job" in row]
 
     def add_event(self, job: str, row: Row) -> None:
         """Append an event of `job`. A file per job: array tasks on many nodes must not write into one file."""
@@ -58,7 +58,7 @@ class JobFolder:
         """Whether a submitted job has said that it ended for good. One that vanished without a word has not."""
         last = [rows[-1] for rows in self.array_events(str(submission["job"])).values()]
         ended = [row for row in last if row["event"] == "ended" and row.get("action") in ("done", "stop")]
-        return len(ended) >= (submission["tasks"] if submission.get("array") else 1)
+        return len(ended) >= (submission.get("tasks", 1) if submission.get("array") else 1)
 
     def add_exit(self, job: str, restart: int, rank: int, row: Row) -> None:
         """Keep why a rank failed."""
@@ -67,7 +67,8 @@ class JobFolder:
     def exits(self, job: str, restart: int) -> list[Row]:
         """Ranks that failed in one incarnation of a job, the first to fail first."""
         rows = [read_json(file) for file in (self.path / "exits").glob(f"{job}.{restart}.*")]
-        return sorted((row for row in rows if _is_exit(row)), key=lambda row: row["time"])
+        known = [{"node": "a node that it did not name"} | row for row in rows if _is_exit(row)]
+        return sorted(known, key=lambda row: row["time"])
 
     def claim_decision(self, job: str, restart: int) -> bool:
         """Whether the caller is the first to decide what follows this incarnation of a job."""
@@ -143,7 +144,7 @@ def _events(path: Path) -> list[Row]:
 
 
 def _is_exit(row: Any) -> bool:
-    return isinstance(row, dict) and {"time", "rank", "node", "code", "error"} <= row.keys()
+    return isinstance(row, dict) and {"time", "rank", "code", "error"} <= row.keys()
 
 
 def _append(path: Path, row: Row) -> None:

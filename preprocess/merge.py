@@ -166,8 +166,13 @@ def main(argv: list[str]) -> int:
             return 0
         raise InputError("name one shard set folder")
     stats = merge(Path(argv[0]))
-    print(account(stats))
-    return 0 if stats["num_pending"] == 0 else 1
+    print(account(stats), flush=True)
+    if stats["num_pending"]:
+        raise RunError(
+            f"{argv[0]} lacks shards ({stats['num_pending']} clips are pending); run the same command again that "
+            "writes them, preprocess.run or slurm_shards.py: it writes only what is missing"
+        )
+    return 0
 
 
 if __name__ == "__main__":
