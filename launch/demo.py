@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.demo_picture import draw_demo
-from launch.run_folder import read_rows
 from pipeline.config import read_yaml
 from pipeline.errors import InputError, RunError, run_command
+from pipeline.metrics_lines import read_lines
 
 PRETRAIN = "configs/tiny/pretrain.yaml"
 EVALUATE = "configs/tiny/evaluate.yaml"
@@ -114,7 +114,7 @@ def _train_until(command: Sequence[str], metrics: Path, step: int) -> int:
 
 def _last_step(metrics: Path) -> int:
     """The last step of a metrics file that is being written; 0 before the first."""
-    return max((row["step"] for row in read_rows(metrics) if isinstance(row.get("step"), int)), default=0)
+    return max((row["step"] for row in read_lines(metrics).rows), default=0)
 
 
 def _evaluate(run: Path) -> None:

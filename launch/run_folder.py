@@ -118,17 +118,12 @@ def read_json(path: Path) -> Any:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSON-lines file; lines that a crash cut off or filled with NUL bytes are skipped."""
-    return read_rows_and_damage(path)[0]
-
-
-def read_rows_and_damage(path: Path) -> tuple[list[Row], int]:
-    """The rows of a JSON-lines file, and how many of its lines are none."""
     rows: list[Row] = []
     try:
         # Not splitlines(): a text may hold other line ends, such as U+2028.
         lines = [line for line in path.read_text(errors="replace").split("\n") if line.strip()]
     except OSError:
-        return [], 0
+        return []
     for line in lines:
         try:
             row = json.loads(line)
@@ -136,7 +131,7 @@ def read_rows_and_damage(path: Path) -> tuple[list[Row], int]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return rows, len(lines) - len(rows)
+    return rows
 
 
 def _events(path: Path) -> list[Row]:

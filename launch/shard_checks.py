@@ -62,6 +62,17 @@ def missing_inputs(config: "PreprocessConfig") -> list[str]:
     return lacking
 
 
+def unreadable_tables(config: "PreprocessConfig") -> list[str]:
+    """The first table of which no row can be read."""
+    from preprocess.inputs import check_inputs
+
+    try:
+        check_inputs(config)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
 def unseen_videos(videos: "VideosConfig") -> list[str]:
     """Places of videos that are not there, or hold nothing, on this machine."""
     if videos.index:

@@ -21,7 +21,14 @@ from launch.local import again, run_local
 from launch.options import Options
 from launch.run_folder import JobFolder
 from launch.scheduler import check_cluster, cluster_facts
-from launch.shard_checks import missing_inputs, set_disk, set_state, uncached_captioner, unseen_videos
+from launch.shard_checks import (
+    missing_inputs,
+    set_disk,
+    set_state,
+    uncached_captioner,
+    unreadable_tables,
+    unseen_videos,
+)
 from launch.start import announce, hold_folder
 from launch.submit import Job, batch_script, run_debug, submit, take_back
 from launch.training import config_key
@@ -75,6 +82,7 @@ def plan_shards(options: Options) -> ShardPlan:
     resources = shard_resources(options.site)
     facts = check_cluster(options.site, resources, options.after) if options.cluster == "slurm" else []
     lacking, doubts = missing_inputs(config), unseen_videos(config.videos)
+    lacking += [] if lacking else unreadable_tables(config)
     if lacking and not options.dry_run:
         raise InputError("; ".join(lacking))
     if config.captioner.kind != "none" and resources.gpus_per_node == 0:

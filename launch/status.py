@@ -15,10 +15,11 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.cluster import ROOT
-from launch.run_folder import JobFolder, Row, read_json, read_rows, read_rows_and_damage
+from launch.run_folder import JobFolder, Row, read_json
 from launch.scheduler import accounted_state, job_states
 from launch.wait import describe
 from pipeline.errors import InputError, run_command
+from pipeline.metrics_lines import read_lines
 
 USAGE = "usage: python launch/status.py [RUN]    (a run folder, or its name below runs/; none: all of them)"
 TAIL_LINES = 12
@@ -156,16 +157,16 @@ def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]
 
 def training_lines(run_folder: Path) -> list[str]:
     """Step, loss, speed, time left, last checkpoint."""
-    found, num_damaged = read_rows_and_damage(run_folder / "metrics.jsonl")
-    rows = [row for row in found if _is_number(row.get("train/loss")) and _is_number(row.get("step"))]
+    lines_of = read_lines(run_folder / "metrics.jsonl")
+    rows = [row for row in lines_of.rows if _is_number(row.get("train/loss"))]
     lines = []
-    if num_damaged:
-        lines.append(f"damaged     {num_damaged} lines of metrics.jsonl cannot be read; the others count")
+    if lines_of.bad:
+        lines.append(f"damaged     {len(lines_of.bad)} lines of metrics.jsonl cannot be read; the others count")
     if rows:
         last, total = rows[-1], total_steps(run_folder)
         age_s = time.time() - (run_folder / "metrics.jsonl").stat().st_mtime
         lines.append(f"step        {last['step']}{f' of {total}' if total else ''}, logged {age_s:.0f} s ago")
-        lines.append(f"loss        {last['train/loss']:.4f}")
+        lines.append(f"loss        {float(last['train/loss']):.4f}")
         speed, step_s = last.get("speed/clips_per_s"), last.get("speed/step_median_s")
         if _is_number(speed) and _is_number(step_s):
             left = f", {_duration((total - last['step']) * step_s)} left" if total else ""
@@ -192,7 +193,7 @@ def node_lines(folder: JobFolder) -> list[str]:
     report = read_json(reports[-1]) if reports else None
     checked = report.get("rows", []) if isinstance(report, dict) else []
     lines = []
-    rows = read_rows(folder.run_folder / "metrics.jsonl")
+    rows = read_lines(folder.run_folder / "metrics.jsonl").rows
     trained = [row for row in rows if "speed/slowest_rank" in row and _is_number(row.get("speed/slowest_ratio"))]
     if trained:
         slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]

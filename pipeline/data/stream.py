@@ -25,11 +25,11 @@ from pipeline.config import Section
 from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
 from pipeline.data.cache import CacheConfig
-from pipeline.data.format import name_hash
+from pipeline.data.format import name_hash, unicode_forms
 from pipeline.data.index import Manifest
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
-from pipeline.data.order import mix
+from pipeline.data.order import Blend, mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
@@ -96,6 +96,7 @@ class DataConfig(Section):
             raise ValueError("cache does nothing: every source is a local folder; remove it")
         if self.cache and self.shuffle and self.shuffle_window_shards is None:
             raise ValueError("a cache of shards needs a window: set shuffle_window_shards so that two windows fit")
+        Blend([source.weight for source in self.sources])  # refuses weights that round to nothing
         return self
 
 
@@ -271,7 +272,8 @@ class Stream:
         # Where an index is missing, one process builds it, which may take longer than a collective may wait.
         manifests = self._agreement.each(opened)
         self._hashes = tuple(hashes)
-        self._excluded_rows = tuple(manifest.rows_named(self._excluded_names) for manifest in manifests)
+        names = [form for name in self._excluded_names for form in unicode_forms(name)]
+        self._excluded_rows = tuple(manifest.rows_named(names) for manifest in manifests)
         sizes = [
             num_kept(manifest, source, rows)
             for manifest, source, rows in zip(manifests, self.config.sources, self._excluded_rows, strict=True)
