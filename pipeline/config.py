@@ -97,7 +97,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(retried(lambda: _content(Path(path)), Path(path)), _ConfigLoader)
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        # Beside YAML's own: a date that is none, a list as a key, bytes that are no UTF-8.
         reason = " ".join(str(error).split())
         raise InputError(f"config {path} is not valid YAML: {reason}") from None
     except RecursionError:
@@ -196,7 +199,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise InputError(f"override {override!r} has an empty key; write section.key=value")
     try:
         value = yaml.load(text, _ConfigLoader) if text else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
         ) from None

@@ -199,7 +199,12 @@ def main(argv: list[str]) -> int:
     stats = merge(Path(argv[0]))
     print(account(stats), flush=True)
     check_delivered(Path(argv[0]), stats)
-    return 0 if stats["num_pending"] == 0 else 1
+    if stats["num_pending"]:
+        raise RunError(
+            f"{argv[0]} lacks shards ({stats['num_pending']} clips are pending); run the same command again that "
+            "writes them, preprocess.run or slurm_shards.py: it writes only what is missing"
+        )
+    return 0
 
 
 if __name__ == "__main__":

@@ -228,7 +228,8 @@ def test_missing_manifest(site_file: str, train_file: str, tmp_path: Path, capsy
     words = ["--site", site_file, "--cluster", "local", "--config", train_file]
     with pytest.raises(InputError, match="holds no manifest"):
         main(words)
-    assert main([*words, "--dry-run"]) == 0
+    assert main([*words, "--dry-run"]) == 1
+    assert main([*words, "--dry-run", "--allow-missing"]) == 0
     assert "missing  data.sources[0].shards" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
