@@ -12,7 +12,7 @@ import av
 import av.error
 
 from pipeline.data.format import Reason
-from pipeline.data.source import colours_of, end_of, video_stream
+from pipeline.data.source import colours_of, end_of, video_stream, words_of
 from pipeline.data.turn import UPRIGHT, turn_of
 from preprocess.limits import LimitsConfig, open_source
 from preprocess.records import ClipError
@@ -58,7 +58,7 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
             raise ClipError(Reason.FORBIDDEN_FORMAT, "the file's format is not on limits.formats") from None
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             raise ClipError(Reason.MEMORY_LIMIT, "opening needs more memory than limits.memory_mb allows") from None
-        raise ClipError(Reason.VIDEO_UNREADABLE, str(error).replace(str(path), path.name)) from None
+        raise ClipError(Reason.VIDEO_UNREADABLE, words_of(error).replace(str(path), path.name)) from None
 
 
 def _describe(container: av.container.InputContainer, limits: LimitsConfig) -> Probe:

@@ -179,3 +179,8 @@ def is_shown(packet: "av.Packet[Any]", codec: str) -> bool:
 def displayed_times(times: Iterable[int], key_time: int | None) -> list[int]:
     """In order; leading pictures of the first key picture, which no decoder can show, left out."""
     return sorted(time for time in times if key_time is None or time >= key_time)
+
+
+def words_of(error: Exception) -> str:
+    """What libav says, without its number and the name of the file."""
+    return str(getattr(error, "strerror", None) or error)
