@@ -152,6 +152,15 @@ def test_a_log_on_a_full_disk_says_so_once_and_loses_no_line(tmp_path, own_logge
     handler.close()
 
 
+def test_no_message_ends_a_run(tmp_path, capsys):
+    """A path that is no text, and a mistake of ours."""
+    with closing(LogFile(tmp_path / "log")) as handler:
+        for record in ({"msg": os.fsdecode(b"video \xff.mp4")}, {"msg": "%d", "args": ("none",)}, {"msg": "after"}):
+            handler.handle(logging.makeLogRecord(record))
+    assert (tmp_path / "log").read_text().splitlines() == ["video \\udcff.mp4", "after"]
+    assert "TypeError" in capsys.readouterr().err
+
+
 def test_what_a_log_cannot_hold_in_memory_is_counted(tmp_path, own_logger, monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING_BYTES", 40)
     handler = LogFile(tmp_path / "log")
