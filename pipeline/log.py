@@ -9,6 +9,7 @@ A disk that is full costs a run none of these: lines wait in memory, which is sa
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -185,12 +186,13 @@ class MetricsFile:
                 os.fsync(stream.fileno())
             temporary.replace(path)
             self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+            self._inode = os.fstat(self._stream.fileno()).st_ino
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error.strerror}; make room and run the same command again") from None
         self._unwritten = b""
         self._first_unwritten: int | None = None
-        self._is_failing = False
+        self._failed_with: int | None = None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append the line of `step`. Numbers that JSON cannot hold (NaN, infinity) become strings."""
@@ -220,16 +222,27 @@ class MetricsFile:
 
     def _flush(self) -> OSError | None:
         try:
+            if self._failed_with == errno.ESTALE:
+                self._open_again()
             while self._unwritten:
                 # A disk that is nearly full takes a part of a line; the rest follows it later.
                 self._unwritten = self._unwritten[self._stream.write(self._unwritten) :]
         except OSError as error:
-            self._is_failing = True
+            self._failed_with = error.errno
             return error
-        if self._is_failing:
+        if self._failed_with is not None:
             logger.info(f"{self.path} is written again, with the lines that waited since step {self._first_unwritten}")
-        self._is_failing, self._first_unwritten = False, None
+        self._failed_with = self._first_unwritten = None
         return None
+
+    def _open_again(self) -> None:
+        """A stale handle of a network file system heals only so. Not where another run has put its own file there."""
+        stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed below or with the run
+        if os.fstat(stream.fileno()).st_ino == self._inode:
+            self._stream.close()
+            self._stream = stream
+        else:
+            stream.close()
 
     def _set_aside(self, bad: list[bytes]) -> None:
         if bad:

@@ -74,6 +74,32 @@ def test_what_is_no_number_stays_valid_json(tmp_path):
     assert json.loads((tmp_path / "m").read_text()) == {"step": 1, "a": "nan", "b": "inf", "c": 1.5}
 
 
+class Stale:
+    """A handle of a file system that has come back under another one: no write through it will ever work."""
+
+    def write(self, content: bytes) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_stale_handle_heals_unless_another_run_has_its_own_file_there(tmp_path, monkeypatch, caplog, is_ours):
+    path = tmp_path / "m"
+    metrics = MetricsFile(path, resume_step=0)
+    metrics.write(1, {"a": 1})
+    metrics._stream.close()
+    metrics._stream = Stale()
+    if not is_ours:
+        MetricsFile(path, resume_step=9).close()  # it took over; the first does not know yet
+    for step in (2, 3):
+        metrics.write(step, {"a": 1})
+    metrics.close()
+    assert [row["step"] for row in read_metrics(path)] == ([1, 2, 3] if is_ours else [1])
+    assert ("2 lines from step 2 on are not in" in caplog.text) != is_ours
+
+
 ROWS = [b'{"step": %d, "train/loss": 2.5}' % step for step in range(1, 6)]
 DAMAGE = {
     "NULs in place of a line": (bytes(31) + b"\n", 1),
