@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster import Resources
-from launch.run_folder import JobFolder, read_rows
+from launch.run_folder import JobFolder
 from launch.scheduler import ACTIVE, job_states
-from pipeline.config import read_yaml
 from pipeline.errors import InputError, RunError
+from pipeline.metrics_lines import read_lines
 
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import RetrievalSetConfig
@@ -119,7 +119,8 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
     busy = active_jobs(JobFolder(run_folder))
     if busy:
         raise InputError(f"{run_folder} is the folder of {busy}; wait for it, cancel it, or give another --name")
-    check_same_config(run_folder, config)
+    if not starts_over:
+        check_same_config(run_folder, config)
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         return [f"starts in {run_folder}, which holds no checkpoint yet{origin(config)}"]
@@ -139,17 +140,15 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
 
 
 def check_same_config(run_folder: Path, config: "TrainConfig") -> None:
-    """Refuse the folder of a run whose config differs in what decides its result."""
-    from pipeline.run_folder import differing_keys
+    """Refuse the folder of a run whose config differs in what decides its result, as the start of the run would."""
+    from pipeline.run_folder import conflict, has_steps
 
-    stored = run_folder / "config.yaml"
-    if stored.exists():
-        different = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
-        if different:
-            raise InputError(
-                f"{run_folder} belongs to another config: {', '.join(different)} differ; give another --name, or the "
-                f"values of {stored}"
-            )
+    different = conflict(run_folder, config)
+    if different and has_steps(run_folder):
+        raise InputError(
+            f"{run_folder} {different}; give another --name, the values of {run_folder / 'config.yaml'}, or start "
+            "over with resume=never"
+        )
 
 
 def starts_from_model(run_folder: Path, config: "TrainConfig") -> bool:
@@ -226,7 +225,7 @@ def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
             f"a job of {time_limit_s} s is told to save {lead_s} s before its end, or up to {SLURM_EARLY_S} s earlier: "
             "it would hardly make a step; raise --time, or lower signal_lead_s in the cluster config"
         )
-    rows = read_rows(run_folder / "metrics.jsonl")
+    rows = read_lines(run_folder / "metrics.jsonl").rows
     # The last save is waited for: the copy to host memory, then the writing that otherwise goes on beside training.
     saves = [row["checkpoint/stall_s"] + row["checkpoint/write_s"] for row in rows if row.get("checkpoint/write_s")]
     if not saves:

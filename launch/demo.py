@@ -18,6 +18,7 @@ from typing import Any
 from launch.demo_picture import draw_demo
 from pipeline.config import read_yaml
 from pipeline.errors import InputError, RunError, run_command
+from pipeline.metrics_lines import read_lines
 
 PRETRAIN = "configs/tiny/pretrain.yaml"
 EVALUATE = "configs/tiny/evaluate.yaml"
@@ -111,10 +112,7 @@ def _train_until(command: Sequence[str], metrics: Path, step: int) -> int:
 
 def _last_step(metrics: Path) -> int:
     """The last step of a metrics file that is being written; 0 before the first."""
-    if not metrics.exists():
-        return 0
-    complete = metrics.read_text().rpartition("\n")[0].splitlines()
-    return max((json.loads(line).get("step", 0) for line in complete), default=0)
+    return max((row["step"] for row in read_lines(metrics).rows), default=0)
 
 
 def _evaluate(run: Path) -> None:

@@ -141,6 +141,7 @@ def _is_config(text: str) -> bool:
 
 def _site_values(given: dict[str, Any]) -> dict[str, Any]:
     values = {name: given.pop(name) for name in (*SITE_OPTIONS, "gpus_per_node", "cpus_per_gpu", "setup", "python")}
+    values["faulty_node"] = given.pop("faulty_node", None)  # where tasks of shards are started
     if values["gpus_per_node"] == 0 and values["cpus_per_gpu"] is not None:
         values["cpus_per_node"] = values["cpus_per_gpu"]
     return values

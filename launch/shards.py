@@ -50,10 +50,15 @@ class ShardPlan:
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
-    """Options of slurm_shards.py alone. Its tasks take GPUs only when asked to, for sites that give no node without."""
-    parser.set_defaults(gpus_per_node=0)
+    """Options about the array of a shard set."""
     parser.add_argument("--shards-per-task", type=int, default=16, help="most shards of one array task (default: 16)")
-    parser.add_argument("--throttle", type=int, help="tasks that run at a time (default: --nodes)")
+    parser.add_argument("--throttle", type=int, help="shard tasks that run at a time (default: --nodes)")
+    parser.add_argument(
+        "--faulty-node",
+        choices=("exclude", "report"),
+        help="a node on which a shard task meets a fault of the machine, such as a missing video mount:\n"
+        "leave it out and requeue the task (exclude), or let the task fail (report); default: the site's, exclude",
+    )
 
 
 def plan_shards(options: Options) -> ShardPlan:
@@ -112,11 +117,11 @@ def shard_resources(site: ClusterConfig) -> Resources:
 
 
 def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ...]:
-    """Metadata files that are not there: an error, for a dry run a finding."""
-    from preprocess.metadata import find_files
+    """Tables that are not there or hold no row that can be read: an error, for a dry run a finding."""
+    from preprocess.inputs import check_inputs
 
     try:
-        find_files(config.metadata.files)
+        check_inputs(config)
     except InputError as error:
         if not dry_run:
             raise

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
 from launch.chain import Link, plan_links
 from launch.options import find_config, make_parser, parse_options
 from launch.run_folder import JobFolder
+from launch.shards import add_shard_options
 from launch.submit import take_back
 from launch.wait import wait_for
 from pipeline.errors import InputError, PipelineError, run_command
@@ -34,8 +35,7 @@ def main(argv: list[str]) -> int:
     )
     for name in LINKS[1:]:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"config of the {name} link")
-    parser.add_argument("--shards-per-task", type=int, default=16, help="most shards of one array task (default: 16)")
-    parser.add_argument("--throttle", type=int, help="shard tasks that run at a time (default: --nodes)")
+    add_shard_options(parser)
     options = parse_options(parser, argv)
     if options.cluster != "slurm":
         raise InputError(f"a chain is made of SLURM jobs; with --cluster {options.cluster}, run the launchers in turn")

@@ -13,10 +13,11 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.cluster import ROOT
-from launch.run_folder import JobFolder, Row, read_json, read_rows
+from launch.run_folder import JobFolder, Row, read_json
 from launch.scheduler import accounted_state, job_states
 from launch.wait import describe
 from pipeline.errors import InputError, run_command
+from pipeline.metrics_lines import read_lines
 
 TAIL_LINES = 12
 
@@ -113,13 +114,13 @@ def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]
 
 def training_lines(run_folder: Path) -> list[str]:
     """Step, loss, speed, time left, last checkpoint."""
-    rows = [row for row in read_rows(run_folder / "metrics.jsonl") if "train/loss" in row]
+    rows = [row for row in read_lines(run_folder / "metrics.jsonl").rows if "train/loss" in row]
     lines = []
     if rows:
         last, total = rows[-1], total_steps(run_folder)
         age_s = time.time() - (run_folder / "metrics.jsonl").stat().st_mtime
         lines.append(f"step        {last['step']}{f' of {total}' if total else ''}, logged {age_s:.0f} s ago")
-        lines.append(f"loss        {last['train/loss']:.4f}")
+        lines.append(f"loss        {float(last['train/loss']):.4f}")
         speed, step_s = last.get("speed/clips_per_s"), last.get("speed/step_median_s")
         if speed and step_s:
             left = f", {_duration((total - last['step']) * step_s)} left" if total else ""
@@ -146,7 +147,7 @@ def node_lines(folder: JobFolder) -> list[str]:
     report = read_json(reports[-1]) if reports else None
     checked = report["rows"] if report else []
     lines = []
-    trained = [row for row in read_rows(folder.run_folder / "metrics.jsonl") if "speed/slowest_rank" in row]
+    trained = [row for row in read_lines(folder.run_folder / "metrics.jsonl").rows if "speed/slowest_rank" in row]
     if trained:
         slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]
         node = "".join(f" on {row['node']}" for row in checked if row["rank"] == slow)

@@ -115,7 +115,12 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
 
 def task_settings(resources: Resources, site: ClusterConfig) -> TaskSettings:
     """What the tasks of a job need to know."""
-    return TaskSettings(site.preflight, site.interface, has_gpus=resources.gpus_per_node > 0)
+    return TaskSettings(
+        site.preflight,
+        site.interface,
+        has_gpus=resources.gpus_per_node > 0,
+        leave_out_faulty=site.faulty_node == "exclude",
+    )
 
 
 def take_back(jobs: Sequence[str]) -> None:

@@ -47,6 +47,9 @@ very end of the backward pass, which nothing could overlap.
 """
 
 
+REDUCE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
 class EngineConfig(Section):
     """How the step runs: ZeRO, precision, device."""
 
@@ -103,6 +106,8 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": config.reduce_dtype,
+        # It would wait for the GPU before every forward pass and after every update. The meters do not.
+        "timers": {"throughput": {"enabled": False}},
     }
     if config.precision == "bf16":
         # The listed modules would have their gradients reduced in bf16, whatever communication_data_type says.

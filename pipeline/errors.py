@@ -11,6 +11,7 @@ what, where, and what to do. A traceback is printed only for errors that are our
         run_command(main)
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -34,6 +35,10 @@ class RunError(PipelineError, RuntimeError):
     """The input was right, but the work could not be done: a full disk, a dead rank, bad samples. Exit code 1."""
 
     exit_code = 1
+
+
+class MachineFault(RunError):
+    """This machine, not the data, is at fault: another node may do it."""
 
 
 _DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE))
@@ -60,4 +65,16 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; mend that and run the same command again", file=sys.stderr, flush=True)
         code = 1
-    sys.exit(code)
+    sys.exit(_with_output_written(code))
+
+
+def _with_output_written(code: int) -> int:
+    """The exit code, or 1 where what was printed does not fit: Python would find that at its end and leave with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            print(f"error: the output could not be written ({error.strerror})", file=sys.stderr, flush=True)
+        return code or 1
+    return code

@@ -6,14 +6,14 @@ find_mixture({"shards/000000": "..."})        # afterwards, over all shards
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from pipeline.config import read_yaml, to_yaml
+from pipeline.config_difference import differences, listed, with_defaults
 from pipeline.errors import InputError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
@@ -37,13 +37,14 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
     shards = (config.output / "shards").glob("*.parquet")
     if path.exists() and versions_path.exists() and (shard := next(shards, None)) is not None:
         claimed = json.loads(versions_path.read_text())
-        before = _without_device(_with_defaults(read_yaml(path))) | claimed
+        before = _without_device(with_defaults(PreprocessConfig, read_yaml(path))) | claimed
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
-        differing = differing_keys(before, resolved | versions, keys)
+        differing = differences(before, resolved | versions, only=keys)
         if differing:
+            older = "" if claimed.get("rendering") == RENDERING else "finish it with the release that began it, "
             raise InputError(
-                f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
-                "give another output, or remove the folder to start over"
+                f"{config.output} belongs to another config, it differs in {listed(differing)}; "
+                f"{older}give another output, or remove the folder to start over"
             )
         # The hash stays that of the first shards, also where an option came since with a default that changes nothing.
         return str(claimed.get("config_hash") or _hash_of(shard, config_hash))
@@ -98,37 +99,7 @@ def _hash_of(sidecar: Path, otherwise: str) -> str:
         return otherwise  # a damaged one is for the audit to find
 
 
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the options that came later at their defaults."""
-    try:
-        return PreprocessConfig.model_validate(saved).model_dump(mode="json")
-    except ValidationError:
-        return saved
-
-
 def _without_device(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved config without the captioner's placement, which `content_hash` leaves out too."""
     captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name not in PLACEMENT}
     return {**resolved, "captioner": captioner}
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """Those of `keys` (dotted) that are not equal, with both values."""
-    found: list[str] = []
-    for key in keys:
-        old, new = _dig(before, key), _dig(now, key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names = sorted({name for name in old | new if old.get(name) != new.get(name)})
-            found += [f"{key}.{name} ({old.get(name)} there, {new.get(name)} now)" for name in names]
-        else:
-            found.append(f"{key} ({old} there, {new} now)")
-    return found
-
-
-def _dig(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value

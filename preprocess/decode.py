@@ -9,6 +9,7 @@ not write files.
 
 import contextlib
 import functools
+import math
 import re
 import resource
 import selectors
@@ -111,12 +112,18 @@ def decode_command(
         **({"skip_frame": "noref"} if clips.fast else {}),
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
-    # The last frame stays on the screen for as long as the others: one more of it marks its end.
-    frames = source["0" if path is None else str(probe.stream_index)].filter("tpad", stop=1, stop_mode="clone")
+    frames = source["0" if path is None else str(probe.stream_index)]
+    if probe.end_s is not None:
+        # ffmpeg does not always know how long the last frame stays: another one after it makes place for it, and the
+        # end of the video cuts it off.
+        frames = frames.filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
-    last = max(span.last for span in spans)
-    if last < OPEN_END:
-        frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
+    ends = [span.last + 1 for span in spans if span.last < OPEN_END]
+    end_slots = [max(ends)] if len(ends) == len(spans) else []
+    if probe.end_s is not None:
+        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
+    if end_slots:
+        frames = frames.filter("trim", end=float(min(end_slots) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = shape(frames, probe, clips)
     codec: dict[str, Any] = (

@@ -29,9 +29,10 @@ from preprocess.claim import find_mixture
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
 from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
-from preprocess.rounds import count_reasons
+from preprocess.rounds import count_reasons, standing_failures
 from preprocess.swap import recover
 
+_SHOWN_PROBLEMS = 20
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
 
 
@@ -85,8 +86,18 @@ def _totals(rows: list[dict[str, Any]], reasons: Counter[str]) -> dict[str, Any]
         "num_captions": sum(row["num_captions"] for row in rows),
         "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
         "bytes": sum(row["shard_bytes"] for row in rows),
+        **_subtitle_problems([row["subtitle_problems"] for row in rows if row["subtitle_problems"]]),
         "manifest_hash": manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows),
     }
+
+
+def _subtitle_problems(of_shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Subtitle files that could not be read as a whole, where there are any."""
+    if not of_shards:
+        return {}
+    examples = [example for problems in of_shards for example in problems["examples"]][:_SHOWN_PROBLEMS]
+    num_files = sum(problems["num_files"] for problems in of_shards)
+    return {"subtitle_problems": {"num_files": num_files, "examples": examples}}
 
 
 def check_account(stats: dict[str, Any]) -> None:
@@ -115,7 +126,23 @@ def account(stats: dict[str, Any]) -> str:
         f"of the delivered: {stats['num_subtitles'] / delivered:.2%} with a subtitle, "
         f"{stats['num_captions'] / delivered:.2%} with a caption"
     )
+    if problems := stats.get("subtitle_problems"):
+        named = "; ".join(problems["examples"])
+        lines.append(f"of {problems['num_files']:,} subtitle files something could not be read: {named}")
     return "\n".join(lines)
+
+
+def check_delivered(output: Path, stats: dict[str, Any]) -> None:
+    """A finished set without one clip is a mistake that nobody should take for a set."""
+    if stats["num_delivered"] or stats["num_pending"]:
+        return
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats["reasons"].items()) or "the metadata name none"
+    first = next(standing_failures(output, set(published_shards(output))), None)
+    example = f"; one of them, {first['clip_id']!r}: {first['reason']}, {first['detail']}" if first else ""
+    raise RunError(
+        f"{output}: not one of {stats['num_clips']:,} clips was delivered ({reasons}){example}; mend that and run "
+        "python -m preprocess.retry, or remove the folder and start over"
+    )
 
 
 def _account_line(name: str, count: int, total: int, remark: str) -> str:
@@ -129,6 +156,7 @@ def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
     return {
         "shard": shard,
         "config_hash": facts["config_hash"],
+        "subtitle_problems": facts.get("subtitle_problems"),
         "num_samples": facts["num_samples"],
         "num_failures": facts["num_failures"],
         "shard_bytes": facts["shard_bytes"],
@@ -169,7 +197,8 @@ def main(argv: list[str]) -> int:
             return 0
         raise InputError("name one shard set folder")
     stats = merge(Path(argv[0]))
-    print(account(stats))
+    print(account(stats), flush=True)
+    check_delivered(Path(argv[0]), stats)
     return 0 if stats["num_pending"] == 0 else 1
 
 

@@ -162,6 +162,10 @@ class ShardWriter:
             }
         )
 
+    def note(self, **facts: Any) -> None:
+        """Facts about the shard that its sidecar shall hold beside the usual ones."""
+        self._facts = {**self._facts, **facts}
+
     def fail(self, failure: Failure) -> None:
         """Append one row to the failures table."""
         self._failures.add(failure)

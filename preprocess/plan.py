@@ -88,7 +88,7 @@ class Plan:
         start, end = int(self.shards[number, 0]), int(self.shards[number + 1, 0])
         with open(self.folder / "videos.jsonl", "rb") as stream:
             stream.seek(start)
-            lines = stream.read(end - start).splitlines()
+            lines = stream.read(end - start).split(b"\n")[:-1]
         return ShardPlan(self.name(number), tuple(video_of(json.loads(line)) for line in lines))
 
 

@@ -20,8 +20,8 @@ from preprocess.caption import place_workers
 from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
-from preprocess.merge import account, merge
-from preprocess.metadata import find_files
+from preprocess.inputs import check_inputs
+from preprocess.merge import account, check_delivered, merge
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
 from preprocess.shard import VideoDone, shard_facts
@@ -37,7 +37,7 @@ ABOUT = """Decode every clip of a video corpus once, and write tar shards with i
 
 def run(config: PreprocessConfig) -> dict[str, Any]:
     """Plan, write this task's missing shards, and, when it is the only task, merge. Returns the statistics."""
-    find_files(config.metadata.files)  # before a folder is made for what cannot be read
+    check_inputs(config)  # before a folder is made for what cannot be read
     config_hash = claim_folder(config)
     max_line_bytes = config.limits.max_line_mb * 2**20
     plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
@@ -101,9 +101,10 @@ def main(argv: list[str]) -> int:
     check_task(config.tasks)
     started = time.monotonic()
     stats = run(config)
-    print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
     if stats:
-        print(account(stats))
+        print(account(stats), flush=True)
+        check_delivered(config.output, stats)
+    print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
     return 0
 
 

@@ -30,6 +30,8 @@ from preprocess.records import Clip, ClipError, Failure, Media, Video
 from preprocess.texts import ClipTexts, Texts
 from preprocess.videos import VideoLocator
 
+_SHOWN_PROBLEMS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class VideoDone:
@@ -87,6 +89,7 @@ def build_shard(
     config = tools.config
     batches = CaptionBatches(tools.captioner, config.captioner, config.texts.require)
     facts = {**facts, "versions": {**facts["versions"], **tools.captioner_versions}}
+    tools.texts.take_problems()  # of a shard that was given up
     with ShardWriter(config.output, plan.name, facts) as writer:
         for video in plan.videos:
             failures_before, duration_before_s = writer.num_failures, writer.duration_s
@@ -96,6 +99,8 @@ def build_shard(
                 len(video.clips), writer.num_failures - failures_before, writer.duration_s - duration_before_s
             )
         _write_all(writer, batches.finish())
+        if problems := tools.texts.take_problems():
+            writer.note(subtitle_problems={"num_files": len(problems), "examples": problems[:_SHOWN_PROBLEMS]})
         check_claim(config.output, plan.name, facts["config_hash"])
         writer.publish()
 
@@ -148,5 +153,5 @@ def _decode(video_id: str, clips: list[Clip], tools: Tools) -> Iterator[Media | 
 def _find(video_id: str, locate: VideoLocator) -> Path:
     path = locate(video_id)
     if path is None:
-        raise ClipError(Reason.VIDEO_MISSING, "no file at videos.templates or videos.index")
+        raise ClipError(Reason.VIDEO_MISSING, locate.missing_detail(video_id))
     return path

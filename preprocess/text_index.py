@@ -25,12 +25,13 @@ _ROWS_PER_FLUSH = 1 << 16
 
 
 def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
-    """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns their number."""
+    """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns how many rows repeat
+    an id."""
     fresh = temporary_path(folder)
     fresh.mkdir(parents=True)
     try:
         count = _write_texts(rows, fresh)
-        _concatenate(fresh, count)
+        num_repeated = _concatenate(fresh, count)
         try:
             fresh.rename(folder)
         except OSError as error:
@@ -38,7 +39,7 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
                 raise  # else another node, whose locks are not ours, has made the same
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return count
+    return num_repeated
 
 
 def index_folder(path: Path, output: Path, kind: str) -> Path:
@@ -48,14 +49,15 @@ def index_folder(path: Path, output: Path, kind: str) -> Path:
     return output / "plan" / kind / f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> None:
-    """Build the index in `folder` where there is none; other tasks wait, ten gigabytes of texts are indexed once."""
+def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> int:
+    """Build the index in `folder` where there is none; other tasks wait, ten gigabytes of texts are indexed once.
+
+    Returns how many rows repeat an id, 0 where the index was there."""
     if folder.exists():
-        return
+        return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder.parent, folder.name):
-        if not folder.exists():
-            build_index(rows, folder)
+        return 0 if folder.exists() else build_index(rows, folder)
 
 
 def _write_texts(rows: Iterable[tuple[str, str]], folder: Path) -> int:
@@ -85,11 +87,12 @@ def _spill(folder: Path, number: int, bucket: list[tuple[int, int, int]]) -> Non
     bucket.clear()
 
 
-def _concatenate(folder: Path, count: int) -> None:
+def _concatenate(folder: Path, count: int) -> int:
+    """Sort the buckets into one index; returns how many of its hashes repeat the one before."""
     # An empty array cannot be memory-mapped: one row that no hash leads to.
     hashes = np.lib.format.open_memmap(folder / "hashes.npy", mode="w+", dtype="<u8", shape=(max(1, count),))
     places = np.lib.format.open_memmap(folder / "places.npy", mode="w+", dtype="<u8", shape=(max(1, count), 2))
-    position = 0
+    position = num_repeated = 0
     for number in range(_NUM_BUCKETS):
         path = folder / f"bucket_{number:02d}"
         if not path.exists():
@@ -100,9 +103,11 @@ def _concatenate(folder: Path, count: int) -> None:
         hashes[position:end] = entries["hash"]
         places[position:end, 0], places[position:end, 1] = entries["offset"], entries["length"]
         position = end
+        num_repeated += int(np.count_nonzero(entries["hash"][1:] == entries["hash"][:-1]))
         path.unlink()
     hashes.flush()
     places.flush()
+    return num_repeated
 
 
 def id_hash(clip_id: str) -> int:

@@ -16,6 +16,7 @@ facts in the schema metadata under METADATA_KEY, as JSON.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -115,6 +116,18 @@ class Reason(StrEnum):
     MEMORY_LIMIT = "memory_limit"
     FORBIDDEN_FORMAT = "forbidden_format"
     CAPTION_FAILED = "caption_failed"
+
+
+def unicode_forms(text: str) -> tuple[str, ...]:
+    """`text` as it is, composed (NFC) and decomposed (NFD), each once: macOS hands out file names decomposed, most
+    lists hold them composed, and both mean the same name.
+
+    >>> [len(form) for form in unicode_forms("caf\u00e9")], unicode_forms("plain")
+    ([4, 5], ('plain',))
+    """
+    if text.isascii():
+        return (text,)
+    return tuple(dict.fromkeys((text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))))
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")

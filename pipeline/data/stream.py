@@ -25,7 +25,7 @@ from pipeline.config import Section
 from pipeline.data.agreement import Agreement
 from pipeline.data.batch import BadSample, Batch
 from pipeline.data.cache import CacheConfig
-from pipeline.data.format import name_hash
+from pipeline.data.format import name_hash, unicode_forms
 from pipeline.data.index import Manifest
 from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
@@ -295,7 +295,8 @@ class Stream:
         # Where an index is missing, one process builds it, which may take longer than a collective may wait.
         manifests = self._agreement.each(opened)
         self._hashes = tuple(hashes)
-        self._excluded_rows = tuple(manifest.rows_named(self._excluded_names) for manifest in manifests)
+        names = [form for name in self._excluded_names for form in unicode_forms(name)]
+        self._excluded_rows = tuple(manifest.rows_named(names) for manifest in manifests)
         sizes = [
             num_kept(manifest, source, rows)
             for manifest, source, rows in zip(manifests, self.config.sources, self._excluded_rows, strict=True)

@@ -48,6 +48,7 @@ def plan(site_file: str, shards_file: str, commands):
     def make(*words: str) -> ShardPlan:
         parser = make_parser("slurm_shards.py", "about", shards_file)
         add_shard_options(parser)
+        parser.set_defaults(gpus_per_node=0)
         return plan_shards(parse_options(parser, ["--site", site_file, *words]))
 
     return make
@@ -128,6 +129,7 @@ def test_gpus_and_cpus_of_a_task(shards_file: str, commands) -> None:
     commands(scontrol=cluster(BATCH))
     parser = make_parser("slurm_shards.py", "about", shards_file)
     add_shard_options(parser)
+    parser.set_defaults(gpus_per_node=0)
     for words, expected in (
         ([], Resources(cpus_per_task=8)),
         (["--cpus-per-gpu", "6"], Resources(cpus_per_task=6)),
@@ -141,6 +143,7 @@ def test_a_captioner_without_gpus_is_told(shards_file: str, commands) -> None:
     commands(scontrol=cluster(BATCH))
     parser = make_parser("slurm_shards.py", "about", shards_file)
     add_shard_options(parser)
+    parser.set_defaults(gpus_per_node=0)
     captioner = "captioner.kind=open_clip"
     for words, is_told in (([], False), ([captioner], True), ([captioner, "--gpus-per-node", "2"], False)):
         made = plan_shards(parse_options(parser, ["--time", "60", *words]))

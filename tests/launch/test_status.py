@@ -118,6 +118,16 @@ def test_by_name(
     assert str(run_folder) in capsys.readouterr().out
 
 
+def test_damaged_metrics_and_a_loss_that_is_no_number_are_shown(run_folder: Path, commands, capsys) -> None:
+    """As a power cut leaves them: the rows on both sides of the damage count."""
+    commands()
+    rows = (run_folder / "metrics.jsonl").read_bytes()
+    (run_folder / "metrics.jsonl").write_bytes(rows + bytes(512) + b'{"step": 41, "train/loss": "nan"}\n{"step": 4')
+    assert main([str(run_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "step        41 of 100" in shown and "loss        nan" in shown and "n2" in shown
+
+
 def test_no_such_run() -> None:
     with pytest.raises(InputError, match="no run at nowhere"):
         main(["nowhere"])

