@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
-from pipeline.errors import PipelineError, RunError, run_command
+from pipeline.errors import InputError, PipelineError, RunError, run_command
 from pipeline.log import quiet
 
 with quiet():
@@ -31,6 +31,7 @@ with quiet():
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
     from pipeline.log import MetricsFile, file_logger, logger, start_logging
+    from pipeline.losses.terms import texts_of
     from pipeline.meters import StepClock, Work
     from pipeline.mirrors import Mirrors, start_mirrors
     from pipeline.model.clip_vip import CLIPViP
@@ -219,6 +220,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         rank=rank(),
         world_size=world_size(),
         manifests=own["stream"]["manifests"] if own else None,
+        texts=texts_of(config.loss.name),
     )
     seed_everything(config.seed, rank())
     progress = Progress()
@@ -269,7 +271,13 @@ def run_length(config: TrainConfig, stream: Stream, own: dict[str, Any] | None) 
     """Steps of the whole run: those that it saved, or by the manifests that `stream` is pinned to."""
     if own is not None and "total_steps" in own:
         return int(own["total_steps"])
-    return config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    steps = config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    if not steps:
+        raise InputError(
+            f"epochs={config.epochs} of {stream.samples_per_epoch} samples are no whole step of "
+            f"{config.batch.global_batch_size} clips; set more epochs, steps, or a smaller batch.global_batch_size"
+        )
+    return steps
 
 
 def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
