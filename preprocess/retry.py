@@ -23,8 +23,10 @@ from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.merge import account, merge, published_shards
+from preprocess.pins import check_sources
 from preprocess.plan import Plan, write_plan
 from preprocess.publish import remove_leftovers, sole_writer, temporary_path
+from preprocess.published import refuse_damaged
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
 from preprocess.run import build_missing
@@ -39,7 +41,11 @@ def retry(config: PreprocessConfig) -> dict[str, Any]:
     """One round of retry, or the rest of an interrupted one. Returns the statistics of the set, if this is the only
     task."""
     claim_folder(config, limits_may_differ=True)
+    base = Plan.open(config.output / "plan")
     prepare_texts(config.texts, config.output, config.limits.max_line_mb * 2**20)
+    prepare_videos(config.videos, config.output)
+    check_sources(config, base, videos_may_differ=True)
+    refuse_damaged(config.output, published_shards(config.output))  # their failures are what a round is made of
     with sole_writer(config.output):
         plan = _unfinished(config.output)
         if plan is None and config.tasks.count == 1:
