@@ -43,10 +43,10 @@ format: $(READY)  ## format the code and sort imports
 	@$(PY) tools/architecture_tree.py --write
 
 test: $(READY)  ## the test suite: at most 10 minutes on 2 cores, set-up included
-	$(PYTEST) -n $(JOBS) -m "not slow and not cluster and not gpu" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-fast: $(READY)  ## the inner loop: under 2 minutes
-	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not cluster and not gpu" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
 	$(PYTEST) -n $(JOBS) -m slow $(ARGS)

@@ -29,6 +29,7 @@ from preprocess.claim import find_mixture
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
 from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
+from preprocess.published import published_shards, refuse_damaged
 from preprocess.rounds import count_reasons, standing_failures
 from preprocess.swap import recover
 
@@ -36,15 +37,12 @@ _SHOWN_PROBLEMS = 20
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
 
 
-def published_shards(output: Path) -> list[str]:
-    """Names of the shards that exist, sorted."""
-    return sorted(f"shards/{path.stem}" for path in (output / "shards").glob("*.parquet"))
-
-
 def merge(output: Path) -> dict[str, Any]:
-    """Write the manifest and the statistics of all published shards; returns the statistics."""
+    """Write the manifest and the statistics of all published shards; returns the statistics. Raises `RunError` where
+    one of them is damaged."""
     plan = Plan.open(output / "plan")
     recover(output)
+    refuse_damaged(output, published_shards(output))
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
     if mixture := find_mixture({row["shard"]: row["config_hash"] for row in rows}):
         raise RunError(mixture)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
@@ -28,17 +29,19 @@ from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
 from preprocess.publish import sole_writer, temporary_path
+from preprocess.published import clips_of, published_shards
 from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
 KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
 _KEYS_PER_PASS = 1 << 20
+_SHARDS_COMPARED = 16
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
 
 def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int) -> Plan:
-    """The plan of the set in `output`: opened where it belongs to these inputs, else made.
+    """The plan of the set in `output`: opened where it belongs to these inputs and is not damaged, else made.
 
     Raises `InputError` where shards were already made from another plan.
     """
@@ -47,37 +50,80 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     output.mkdir(parents=True, exist_ok=True)
     target = output / "plan"
     with sole_writer(output, target.name):
-        if (target / "plan.json").exists():
-            plan = Plan.open(output / "plan")
-            # Plans of before have no order: that of the names was the only one.
-            if plan.facts["inputs"] == inputs and plan.facts.get("file_order", file_order) == file_order:
-                return plan
+        plan = _open_sound(output)
+        # Plans of before have no order: that of the names was the only one.
+        if (
+            plan is not None
+            and plan.facts.get("inputs") == inputs
+            and plan.facts.get("file_order", file_order) == file_order
+        ):
+            return plan
         fresh = temporary_path(target)
         fresh.mkdir()
         try:
             facts = _build(fresh, metadata, shards, seed, max_line_bytes)
             facts |= {"inputs": inputs, "file_order": file_order}
-            _refuse_other_plan(output, facts)
-            (fresh / "plan.json").write_text(json.dumps(facts, indent=1))
+            (fresh / "plan.json").write_text(json.dumps(facts))
+            _refuse_other_plan(output, Plan.open(fresh), plan)
             (output / "failures").mkdir(exist_ok=True)
             (fresh / "rejected.parquet").replace(output / "failures" / "plan.parquet")
             target.mkdir(exist_ok=True)
             for name in ("videos.jsonl", "shards.npy", "plan.json"):
                 (fresh / name).replace(target / name)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            where = error.filename2 or error.filename
+            raise InputError(f"cannot write {where}: {error.strerror}; remove what lies there") from None
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Plan.open(output / "plan")
 
 
-def _refuse_other_plan(output: Path, facts: dict[str, Any]) -> None:
-    if not (output / "plan" / "plan.json").exists() or not any((output / "shards").glob("*.parquet")):
+def _open_sound(output: Path) -> Plan | None:
+    """The plan that is there; None where there is none, or a damaged one, which stderr is told."""
+    if not (output / "plan" / "plan.json").exists():
+        return None
+    try:
+        plan = Plan.open(output / "plan")
+    except InputError as error:
+        print(f"{error}; it is made anew", file=sys.stderr, flush=True)
+        return None
+    rejected = output / "failures" / "plan.parquet"
+    try:
+        is_sound = pq.read_metadata(rejected).num_rows == plan.facts["num_rejected"]
+    except (OSError, ValueError):
+        is_sound = False
+    if not is_sound:
+        print(f"{rejected} is damaged or gone; it is made anew with the plan", file=sys.stderr, flush=True)
+        return Plan(plan.folder, {**plan.facts, "inputs": None}, plan.shards)
+    return plan
+
+
+def _refuse_other_plan(output: Path, fresh: Plan, before: Plan | None) -> None:
+    """Raise an `InputError` where shards were written from another plan: by its hash, or where that is lost by the
+    clips of some of the shards."""
+    published = {shard for shard in published_shards(output) if not Path(shard).name.startswith("retry_")}
+    if not published:
         return
-    before = Plan.open(output / "plan").facts
-    if before["plan_hash"] != facts["plan_hash"]:
+    if before is not None:
+        is_same = fresh.facts["plan_hash"] == before.facts["plan_hash"]
+    else:
+        looked_at = sorted(published)[:: max(1, len(published) // _SHARDS_COMPARED)]
+        is_same = all(_holds_planned_clips(output, shard, fresh) for shard in looked_at)
+    if not is_same:
+        num_before = before.facts["num_clips"] if before else "an unknown number of"
         raise InputError(
-            f"{output} holds shards of other metadata ({before['num_clips']} clips, now {facts['num_clips']}); "
-            "give another output, or remove the folder to start over"
+            f"{output} holds shards of other metadata ({num_before} clips, now {fresh.facts['num_clips']}); give "
+            "another output, or remove the folder to start over"
         )
+
+
+def _holds_planned_clips(output: Path, shard: str, plan: Plan) -> bool:
+    """Whether the clips of a published shard are those that `plan` has for it; one that cannot be read says nothing."""
+    number = int(shard.rpartition("/")[2])
+    if number >= plan.num_shards:
+        return False
+    clips = clips_of(output, shard)
+    return clips is None or clips == {clip.clip_id for video in plan.shard(number).videos for clip in video.clips}
 
 
 def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> dict[str, Any]:
