@@ -30,8 +30,8 @@ else
 	@$(PY) -m preprocess.run $(CONFIG) $(ARGS)
 endif
 
-check: $(READY)  ## format, lint, types, import contract, the README's tree
-	@$(PY) tools/readme_tree.py --check
+check: $(READY)  ## format, lint, types, import contract, the tree in ARCHITECTURE.md
+	@$(PY) tools/architecture_tree.py --check
 	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
@@ -40,13 +40,13 @@ check: $(READY)  ## format, lint, types, import contract, the README's tree
 format: $(READY)  ## format the code and sort imports
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
-	@$(PY) tools/readme_tree.py --write
+	@$(PY) tools/architecture_tree.py --write
 
 test: $(READY)  ## the test suite: at most 10 minutes on 2 cores, set-up included
-	$(PYTEST) -n $(JOBS) -m "not slow and not cluster and not gpu" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-fast: $(READY)  ## the inner loop: under 2 minutes
-	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not cluster and not gpu" $(ARGS)
+	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
 	$(PYTEST) -n $(JOBS) -m slow $(ARGS)

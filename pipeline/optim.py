@@ -45,9 +45,9 @@ class OptimConfig(Section):
     schedule: Shape = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup: float = Field(default=0.01, ge=0, lt=1)
-    """Fraction of all steps over which the learning rate rises to its peak."""
+    """Fraction of all steps over which the learning rate rises to its peak: int(warmup * steps) whole steps."""
     lr_floor: float = Field(default=1e-8, ge=0)
-    """Least learning rate."""
+    """Learning rate of a step whose rate would be 0, as in the official code; smaller rates stay as they are."""
     lr_multipliers: dict[str, float] = {}
     """Regular expression searched in parameter names -> factor of the learning rate, e.g. {"^logit_scale$": 10}. 0
     keeps parameters as they are. A pattern that matches nothing, or two that match the same name, are errors."""

@@ -2,7 +2,7 @@
 
 Shapes: B clips, N tokens, M proxies, T frames, P patches a frame, H heads, E width of a head, W width of the model.
 
-    block = Block(BlockShape(width=768, heads=12, mlp_ratio=4.0, quick_gelu=True, layer_scale=None))
+    block = Block(BlockShape(width=768, heads=12, inner_width=3072, quick_gelu=True, layer_scale=None))
     x_BNW = block(x_BNW, partial(proxy_guided_attention, num_proxies=4, num_frames=12))
 """
 
@@ -101,7 +101,8 @@ class BlockShape:
 
     width: int
     heads: int
-    mlp_ratio: float
+    inner_width: int
+    """Of the MLP."""
     quick_gelu: bool
     layer_scale: float | None
     """Where the factors of the residual branches start; None: there are none."""
@@ -113,16 +114,15 @@ class Block(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         width, layer_scale = shape.width, shape.layer_scale
-        hidden = int(width * shape.mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, shape.heads)
         self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, hidden),
+                c_fc=nn.Linear(width, shape.inner_width),
                 gelu=QuickGELU() if shape.quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(hidden, width),
+                c_proj=nn.Linear(shape.inner_width, width),
             )
         )
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)

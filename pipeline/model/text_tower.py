@@ -56,7 +56,7 @@ class TextTower(nn.Module):
             BlockShape(
                 width=text.width,
                 heads=text.heads,
-                mlp_ratio=text.mlp_ratio,
+                inner_width=text.inner_width,
                 quick_gelu=architecture.quick_gelu,
                 layer_scale=text.ls_init_value,
             ),

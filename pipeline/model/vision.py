@@ -45,7 +45,7 @@ class VideoTower(nn.Module):
             BlockShape(
                 width=width,
                 heads=width // vision.head_width,
-                mlp_ratio=vision.mlp_ratio,
+                inner_width=vision.inner_width,
                 quick_gelu=architecture.quick_gelu,
                 layer_scale=vision.ls_init_value,
             ),

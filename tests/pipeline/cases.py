@@ -155,6 +155,12 @@ def training_case(argv: list[str]) -> int:
     return main(argv)
 
 
+def training_in(folder: str, argv: list[str]) -> int:
+    """`python -m pipeline.train argv...` in `folder`, within the pool."""
+    with contextlib.chdir(folder):
+        return training_case(argv)
+
+
 def precision_case(stage: int, micro_batches: int, precision: str) -> tuple[float, float, float, float]:
     """Loss and gradient norm of one batch in fp32, then in `precision`."""
     found = []
@@ -468,6 +474,33 @@ def training_with_slow_save(argv: list[str]) -> int:
 
     with mock.patch.object(Saver, "_write_whole", write):
         return main(argv)
+
+
+def training_with_endless_save(argv: list[str]) -> int:
+    """A run whose saves never end."""
+    import time
+    from unittest import mock
+
+    from pipeline.checkpoint.save import Saver
+    from pipeline.train import main
+
+    with mock.patch.object(Saver, "_write_whole", lambda *_: time.sleep(600)):
+        return main(argv)
+
+
+def training_interrupted_while_built(argv: list[str]) -> int:
+    """A run that gets Ctrl-C before it can make a step."""
+    import os
+    import signal
+    from unittest import mock
+
+    from pipeline import train
+
+    def build(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with mock.patch.object(train, "build", build):
+        return train.main(argv)
 
 
 def saves_case(

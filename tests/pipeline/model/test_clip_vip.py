@@ -381,6 +381,6 @@ def test_the_tokenizer_is_small_and_keeps_the_end_of_long_texts() -> None:
 
 
 def test_transformer_without_layers_is_the_identity() -> None:
-    shape = BlockShape(width=8, heads=2, mlp_ratio=4.0, quick_gelu=True, layer_scale=None)
+    shape = BlockShape(width=8, heads=2, inner_width=32, quick_gelu=True, layer_scale=None)
     x = torch.randn(1, 3, 8)
     assert Transformer(0, shape, checkpoint_activations=False)(x, lambda q, k, v: q) is x
