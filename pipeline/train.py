@@ -233,6 +233,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stream.load_state_dict(state["stream"])
     total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
+    logger.info(engine.way.describe())
     mirror = Mirrors()
     if is_main():
         values = config.model_dump(mode="json")
