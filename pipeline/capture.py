@@ -137,7 +137,8 @@ class StandInPass:
 
 
 def _whole(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if gradient is None else gradient
+    """In the order of memory of its parameter: one that is not would take all of them to one kernel each."""
+    return torch.zeros_like(parameter) if gradient is None else gradient.contiguous()
 
 
 class _Slot:

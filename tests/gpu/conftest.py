@@ -39,7 +39,7 @@ def _exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _process_group() -> None:
-    """One group for all tests: a run that made its own would end it, and DeepSpeed goes on with the one it met first."""
+    """One group for all tests: a run that made its own would end it, and DeepSpeed keeps the one it met first."""
     if DEVICE.type == "cuda" or REHEARSAL:
         from pipeline.engine import start_distributed
         from pipeline.engine_config import EngineConfig
