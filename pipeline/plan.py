@@ -17,6 +17,7 @@ with quiet():
     import torch
 
     from pipeline.data.manifest_file import manifest_facts
+    from pipeline.data.schedule import Schedule
     from pipeline.data.stream import DataConfig, Stream
     from pipeline.engine_config import REDUCE_BUCKET_ELEMENTS
     from pipeline.flops import GPUS, ClipWork, Gpu
@@ -152,14 +153,15 @@ def length_of(config: TrainConfig, num_clips: int | None) -> Length:
     stored, condition = num_clips, ""
     if num_clips is None and _are_here(config.data):
         stored = sum(manifest_facts(source.shards)["num_samples"] for source in config.data.sources)
-        batches_per_epoch = _stream(config).batches_per_epoch if config.epochs else 0
+        in_epochs = _stream(config).batches_in(config.epochs) if config.epochs else 0
     else:
-        batches_per_epoch = (num_clips or HDVILA_CLIPS) // batch_size
+        schedule = Schedule([num_clips or HDVILA_CLIPS], [1.0], config.data.epoch_end)
+        in_epochs = schedule.batches_in(config.epochs or 0, batch_size)
         if num_clips is None and config.epochs:
             missing = ", ".join(source.shards for source in config.data.sources)
             stored = HDVILA_CLIPS
             condition = f", if an epoch has the {HDVILA_CLIPS:,} clips of HD-VILA-100M: {missing} cannot be counted yet"
-    steps = config.steps or round((config.epochs or 0) * batches_per_epoch)
+    steps = config.steps or in_epochs
     return Length(steps, steps * batch_size, stored, condition)
 
 
