@@ -8,7 +8,8 @@
     --clips N                 clips of an epoch, where the shards are not there to be counted
     --gpus-per-node 8 --node-gb-s 450 --network-gb-s 50 --overlap 0.5
                               links of a GPU inside a node and between nodes, one way; hidden share of the traffic
-    --speeds FILE             further measured steps (`points` as in pipeline/planning/measured_speeds.yaml)
+    --speeds FILE             further measured steps: results of `python -m benchmarks.gpu`, or `points` as in
+                              pipeline/planning/measured_speeds.yaml
 
 Answers before anything is spent: parameters, operations, time of a step, memory under every ZeRO stage, traffic between
 GPUs, loader cores, storage and bandwidth, hours and GPU-hours. Steps were measured on named hardware at a named date;

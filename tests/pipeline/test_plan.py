@@ -146,6 +146,41 @@ def test_further_measured_steps_come_from_a_file(tmp_path: Path) -> None:
         read_speeds(tmp_path / "absent")
 
 
+def test_results_of_the_bench_are_measured_steps(tmp_path: Path) -> None:
+    def case(**values):
+        common = {"kind": "engine", "base": "b32", "words": [], "step_s": 0.05, "zero_stage": 0, "peak_gib": 14.0}
+        return common | values
+
+    eager = ["engine.compile=false", "engine.capture=false"]
+    cases = {
+        "b32_32_fast": case(clips=32, clips_per_s=800.0),
+        "b32_128_fast": case(clips=128, clips_per_s=1200.0),
+        "b32_32_zero1": case(clips=32, clips_per_s=600.0, words=["engine.zero_stage=1"], zero_stage=1),
+        "b32_32_eager": case(clips=32, clips_per_s=200.0, words=eager),
+        "b32_32_reference": case(kind="reference", clips=32, clips_per_s=784.0),
+        "b16_64_fast": {"kind": "engine", "base": "b16", "words": [], "error": "out of memory"},
+    }
+    train = case(kind="train", clips=256, clips_per_s=1250.0)
+    cases["b32_256_train"] = {name: value for name, value in train.items() if name != "zero_stage"}
+    machine = {"device": "NVIDIA H100 80GB HBM3", "date": "2027-01-02", "torch": "2.15.0", "python": "3.11"}
+    (tmp_path / "bench_gpu.json").write_text(json.dumps({"machine": machine, "cases": cases, "left_out": {}}))
+    speeds = read_speeds(tmp_path / "bench_gpu.json")
+    new = speeds.points[: -len(SPEEDS.points)]
+    assert [(p.clips_per_gpu, p.zero_stage, p.mode, p.source) for p in new] == [
+        (32, 0, "fast", "engine"),
+        (128, 0, "fast", "engine"),
+        (32, 1, "fast", "engine"),
+        (32, 0, "eager", "engine"),
+        (256, 0, "fast", "pipeline.train"),
+    ]
+    h100 = wanted(SPEEDS.points[0], gpu="h100", card=GPUS["h100"], zero_stage=0, mode="fast")
+    found = estimate(h100, 64, speeds)
+    assert found.is_measured and 64 / 1200 < found.seconds < 64 / 800
+    (tmp_path / "bad.json").write_text(json.dumps({"cases": {}}))
+    with pytest.raises(InputError, match=r"bad\.json is no file of measured steps"):
+        read_speeds(tmp_path / "bad.json")
+
+
 def test_a_prototype_gives_way_to_the_trainer() -> None:
     fast = next(p for p in SPEEDS.points if p.mode == "fast" and p.source == "prototype")
     trainer = fast.model_copy(update={"source": "engine", "clips_per_s": 100.0})
@@ -271,7 +306,7 @@ def test_a_tiny_run_is_told_without_nonsense(capsys, tmp_path: Path, gpus: str) 
     printed = planned(capsys, config, "--gpus", gpus, "--gpu=h100")
     assert not re.search(r"\de[-+]\d|\bnan\b|\binf\b|(?<![\d.])0\.0 ", printed)
     assert row(printed, "loader") == "1 core per GPU at under 0.01 ms a clip"
-    assert re.match(r"(less than a second|\d+(\.\d)? seconds), 0?\.?\d", row(printed, "time"))
+    assert re.fullmatch(r"(less than a second|\d+(\.\d)? seconds), under 0.1 GPU-hours", row(printed, "time"))
 
 
 def test_another_card_is_given_by_hand(capsys, tmp_path: Path) -> None:
