@@ -168,7 +168,7 @@ def training_lines(run_folder: Path) -> list[str]:
         lines.append(f"step        {last['step']}{f' of {total}' if total else ''}, logged {age_s:.0f} s ago")
         lines.append(f"loss        {float(last['train/loss']):.4f}")
         speed, step_s = last.get("speed/clips_per_s"), last.get("speed/step_median_s")
-        if _is_number(speed) and _is_number(step_s):
+        if isinstance(speed, float | int) and isinstance(step_s, float | int):
             left = f", {_duration((total - last['step']) * step_s)} left" if total else ""
             lines.append(f"speed       {speed:.0f} clips/s, {step_s:.2f} s a step{left}")
     steps = sorted(run_folder.glob("checkpoints/step_*/COMPLETE.json"))
@@ -198,7 +198,9 @@ def node_lines(folder: JobFolder) -> list[str]:
     if trained:
         slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]
         node = "".join(f" on {row['node']}" for row in checked if row["rank"] == slow)
-        lines.append(f"slowest     rank {slow}{node}: data and forward passes take {ratio:.2f} times the median rank's")
+        lines.append(
+            f"slowest     rank {slow}{node}: data and forward passes take {float(ratio):.2f} times the median rank's"
+        )
     if report and checked:
         slowest = max(checked, key=lambda row: row["product_s"])
         where = f"rank {slowest['rank']} on {slowest['node']}"
@@ -235,7 +237,8 @@ def tail(log: Path) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number, or the text by which a metrics file holds one that is not finite."""
+    return value in ("nan", "inf", "-inf") or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _duration(seconds: float) -> str:

@@ -168,7 +168,7 @@ def test_damaged_lines_of_every_file_are_skipped(
     captured = capsys.readouterr()
     for part in ("step        40 of 100", "requeues    1", "stop: failed with exit code 1", "OSError: disk full"):
         assert part in captured.out, part
-    assert "damaged     6 lines of metrics.jsonl cannot be read" in captured.out
+    assert "damaged     7 lines of metrics.jsonl cannot be read" in captured.out
     assert "\0" not in captured.out and captured.err == ""
 
 
