@@ -48,9 +48,9 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
     try:
         with open_source(path, limits, timeout_s) as container:
             return _describe(container, limits)
-    except av.error.ExitError:
+    except TimeoutError:
         raise ClipError(Reason.TIME_LIMIT, f"opening took over {timeout_s:g} s") from None
-    except av.error.FileNotFoundError:
+    except FileNotFoundError:
         raise ClipError(Reason.VIDEO_MISSING, "the file is gone") from None
     except (av.error.FFmpegError, OSError, MemoryError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EINVAL:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.format import IMAGE_EXTENSIONS
 from pipeline.data.images import Image, decode_jpeg
 from pipeline.data.media import Clip, DamagedMedia, Frames, Place, Readable, Target
 from pipeline.data.mp4 import jpeg_packets
 from pipeline.errors import InputError
 
-__all__ = ["IMAGE_EXTENSIONS", "Clip", "DamagedMedia", "Frames", "Image", "MotionJpegClip"]
+__all__ = ["Clip", "DamagedMedia", "Frames", "Image", "MotionJpegClip"]
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _IN_MEMORY_BYTES = 256 * 2**20
 """A larger file is read from where it lies; it is no clip of ours."""
 

@@ -32,6 +32,8 @@ from pipeline.errors import InputError, RunError, run_command
 
 Int64s = NDArray[np.int64]
 PROGRAM = "python -m pipeline.data.index SHARDS"
+MAX_SAMPLE_BYTES = 2**32 - 1
+"""What a row of the index can state of a sample's size."""
 
 
 @dataclass(frozen=True)

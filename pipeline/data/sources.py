@@ -24,6 +24,7 @@ from pipeline.data.sample import Sample, open_block, read_block
 from pipeline.data.storage import Folder
 from pipeline.data.text_table import TextTable
 from pipeline.errors import InputError, RunError
+from pipeline.text_files import read_text_lines
 
 Int64s = NDArray[np.int64]
 
@@ -169,8 +170,8 @@ def read_exclude_lists(paths: Sequence[Path]) -> list[str]:
     names: set[str] = set()
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read exclude list {path}: {error}; check data.exclude") from None
-        names.update(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+            names.update(line.strip() for _, line in read_text_lines(path) if not line.startswith("#"))
+        except InputError as error:
+            problem = str(error).removeprefix(f"cannot read {path}: ")
+            raise InputError(f"cannot read exclude list {path}: {problem} (data.exclude)") from None
     return sorted(names)

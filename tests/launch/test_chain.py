@@ -35,7 +35,7 @@ def make_link(kind: str, asked: list[tuple[str, tuple[str, ...]]], *, last: bool
         asked.append((kind, after))
         return f"array{100 + len(asked)}", str(100 + len(asked))
 
-    return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, ends_stage=last)
+    return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, lambda: None, ends_stage=last)
 
 
 def test_every_stage_waits_for_all_of_the_stage_before() -> None:
@@ -61,7 +61,8 @@ def test_a_refused_link_takes_back_those_before(commands, tmp_path: Path) -> Non
     ("words", "message"),
     [
         ([], "an empty chain"),
-        (["--cluster", "local"], "a chain is made of SLURM jobs"),
+        (["--cluster", "local"], "an empty chain"),
+        (["--cluster", "debug"], "--cluster debug is one process for one job; --cluster local runs a chain"),
         (["--evaluate", "configs/pretrain/b32.yaml"], "--evaluate needs --pretrain or --finetune"),
         (["--config", "configs/pretrain/b32.yaml"], "--config has no meaning for a chain"),
     ],
