@@ -40,6 +40,8 @@ from preprocess.select import OPEN_END, Grid, Slots, select_expression
 from preprocess.thin import OddPacket, Wanted, feed_needed
 
 _TIME_BASE = 90_000
+_REPEATS = 2000
+"""Frames, at the finest clock of a container (90 kHz) longer than a slot of the coarsest grid (50 a second)."""
 _STDERR_BYTES = 4096
 _NEARLY = 0.8
 """An ffmpeg that failed with this share of its memory in use is taken to have run out of it: decoders call a failed
@@ -119,16 +121,18 @@ def decode_command(
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
     frames = source["0" if path is None else str(probe.stream_index)]
+    end_slots = [max(span.last for span in spans) + 1]
     if probe.end_s is not None:
-        # ffmpeg does not always know how long the last frame stays: another one after it makes place for it, and the
-        # end of the video cuts it off.
+        # ffmpeg does not always know how long the last frame stays, nor the rate at which `tpad` counts: it is repeated
+        # until it has a slot of its own, then from slot to slot, and the end of the video cuts the rest off.
+        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
+        frames = frames.filter("tpad", stop=_REPEATS, stop_mode="clone")
+    elif path is None:  # NUT tells nothing of it
         frames = frames.filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
-    ends = [span.last + 1 for span in spans if span.last < OPEN_END]
-    end_slots = [max(ends)] if len(ends) == len(spans) else []
     if probe.end_s is not None:
-        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
-    if end_slots:
+        frames = frames.filter("tpad", stop=-1, stop_mode="clone")
+    if min(end_slots) < OPEN_END:
         frames = frames.filter("trim", end=float(min(end_slots) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = shape(frames, probe, clips)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import images
+from pipeline.data import images, video
 from pipeline.data.frames import (
     DamagedMedia,
     MotionJpegClip,
@@ -152,6 +152,12 @@ def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(DamagedMedia, match="48 x 32"):
         open_clip_bytes(encode("mjpeg", 2), "mp4").read([0])
+
+
+def test_a_video_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(DamagedMedia):
+        EncodedClip(encode("libx264", 2)).read([0])
 
 
 def test_an_ordinary_video_is_read_at_uniform_times() -> None:
