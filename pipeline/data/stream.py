@@ -31,6 +31,7 @@ from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
 from pipeline.data.order import Blend, mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
+from pipeline.data.remarks import left_out, short_clips
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
 from pipeline.data.text_table import table_hash
@@ -150,9 +151,19 @@ class Stream:
         """Whole global batches in one epoch."""
         return self.batches_in(1)
 
-    def batches_in(self, num_epochs: int) -> int:
-        """Whole global batches in so many epochs."""
+    def batches_in(self, num_epochs: float) -> int:
+        """Whole global batches in so many epochs; with `epoch_end: drop` rounded to the nearest."""
         return self._schedule.batches_in(num_epochs, self.global_batch_size)
+
+    def remarks(self) -> list[str]:
+        """What is worth knowing at the start and is no error: what epochs leave out, clips with too few frames."""
+        found = [left_out(self.samples_per_epoch, self.global_batch_size) if self.config.epoch_end == "drop" else ""]
+        for source, wanted in zip(self.config.sources, self._hashes, strict=True):
+            if source.kind == "video":
+                manifest = Manifest.open(source.shards, pinned=wanted, index_folder=self.config.index_folder)
+                names = [manifest.shard_name(int(number)) for number in np.flatnonzero(manifest.shard_sizes)]
+                found.append(short_clips(source.shards, names, self.config.num_frames))
+        return [remark for remark in found if remark]
 
     @property
     def composition_of_epoch(self) -> list[int]:
