@@ -112,7 +112,7 @@ class Texts:
         return ClipTexts(subtitle, None, None)
 
 
-def check_sources(config: TextsConfig, max_line_bytes: int) -> None:
+def check_text_sources(config: TextsConfig, max_line_bytes: int) -> None:
     """Raise an `InputError` for a source that is not there or of which no row can be read. Writes nothing."""
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
@@ -130,7 +130,7 @@ def check_sources(config: TextsConfig, max_line_bytes: int) -> None:
 
 def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> None:
     """Index the tables among the text sources, once. Missing or unreadable sources are an `InputError`."""
-    check_sources(config, max_line_bytes)
+    check_text_sources(config, max_line_bytes)
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
         if "{video_id" in name or path.is_dir():
