@@ -44,7 +44,7 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
         before = _without_device(_with_defaults(read_yaml(path))) | claimed
         keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
         differing = differing_keys(before, resolved | versions, keys)
-        if differing and claimed.get("config_hash") == config_hash:  # then nothing does, and the file has lost a part
+        if differing and claimed == versions:  # then nothing does, and the file has lost a part
             print(f"{path} is damaged; it is written anew", file=sys.stderr, flush=True)
             with sole_writer(config.output, path.name):
                 write_atomically(path, to_yaml(config).encode())

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 
 TABLE_SUFFIXES = frozenset((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
 _CHUNK = 1 << 20
@@ -53,6 +53,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
     try:
         with raw:
@@ -165,6 +167,8 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in table.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"cannot read {path} as Parquet: {error}") from None
 
 

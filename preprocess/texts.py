@@ -22,6 +22,7 @@ from preprocess.lines import BadRow, read_rows, table_kind
 from preprocess.records import Clip, clean_text
 from preprocess.subtitle_files import SubtitleFiles
 from preprocess.text_index import TextIndex, build_index_once, index_folder
+from preprocess.videos import fixed_folder
 
 _KIND = "texts"
 _ID_COLUMNS = ("clip_id", "image_id", "id", "key")
@@ -100,11 +101,20 @@ class Texts:
         return ClipTexts(subtitle, None, None)
 
 
+def text_folders(config: TextsConfig) -> list[Path]:
+    """The folders that hold the subtitle files of all videos."""
+    return sorted({fixed_folder(name) for name in (*config.subtitles, *config.captions) if "{video_id" in name})
+
+
 def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> None:
     """Index the tables among the text sources, once. Missing or unreadable sources are an `InputError`."""
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
         if "{video_id" in name:
+            if not fixed_folder(name).is_dir():
+                raise InputError(
+                    f"texts: there is no folder {fixed_folder(name)}; mount the file system or mend the path"
+                )
             continue
         if not path.exists():
             raise InputError(f"texts: there is no {path}; download it or take it off the list")
