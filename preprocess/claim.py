@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import read_yaml, to_yaml
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, MachineFault, RunError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
@@ -49,7 +49,9 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
             with sole_writer(config.output, path.name):
                 write_atomically(path, to_yaml(config).encode())
         elif differing:
-            raise InputError(
+            # One task of an array with another ffmpeg than those before it: the node is the odd one, not the config.
+            is_node = config.tasks.count > 1 and all(item.startswith("ffmpeg_version ") for item in differing)
+            raise (MachineFault if is_node else InputError)(
                 f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
                 "give another output, or remove the folder to start over"
             )

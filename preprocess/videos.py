@@ -130,9 +130,14 @@ class Roots:
         another file system than it was."""
         if not self._folders:
             return
-        lost = [folder for folder, device in self._devices.items() if _device_with_files(folder) != device]
+        lost = []
+        for folder, device in self._devices.items():
+            if _device_with_files(folder) != device:
+                lost.append(folder)
+            elif not self._all_must_stay:
+                return
         is_empty = not self._devices and not self._may_be_empty
-        if is_empty or (lost and (self._all_must_stay or len(lost) == len(self._devices))):
+        if is_empty or lost:
             raise MachineFault(
                 f"{(lost or self._folders)[0]} held files when this job started, and on {socket.gethostname()} it is "
                 "gone, empty or another mount now; mend the mount and run the same command again"

@@ -143,6 +143,15 @@ def test_a_job_on_a_node_without_the_mount(
     assert len(list(first.output.glob("shards/*.parquet"))) == 1
 
 
+def test_a_node_with_another_ffmpeg(small_set: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a task of an array the node is the odd one; alone the config is."""
+    run(config_of(small_set, tasks={"index": 0, "count": 2}))
+    monkeypatch.setattr("preprocess.claim.ffmpeg_version", lambda: "4.4.2")
+    for tasks, kind in (({"index": 1, "count": 2}, MachineFault), ({}, InputError)):
+        with pytest.raises(kind, match=r"differs in ffmpeg_version \(\S+ there, 4\.4\.2 now\)"):
+            run(config_of(small_set, tasks=tasks))
+
+
 def test_the_folder_of_subtitle_files_is_lost_in_the_middle(small_set: Values, tmp_path: Path) -> None:
     """That clips have no subtitle is the normal case, and so is an empty folder."""
     folder = tmp_path / "subtitles"
