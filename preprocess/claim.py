@@ -19,6 +19,7 @@ from pipeline.config import read_yaml, to_yaml
 from pipeline.errors import InputError, MachineFault, RunError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
+from preprocess.faults import refuse_trouble
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.pack import read_facts
 from preprocess.publish import sole_writer, write_atomically
@@ -74,6 +75,7 @@ def check_claim(output: Path, shard: str, config_hash: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
+        refuse_trouble(error, output / "versions.json")
         raise RunError(f"{output / 'versions.json'} is damaged ({error}); run the same command again") from None
     if round_of(shard) == "" and claimed != config_hash:
         raise InputError(
@@ -110,6 +112,7 @@ def _mend(config: PreprocessConfig, shards: Sequence[str], versions: dict[str, A
         try:
             read(file)
         except (OSError, ValueError) as error:
+            refuse_trouble(error, file)
             problem = f"{file} is damaged or gone ({' '.join(str(error).split())[:200]})"
     if not problem:
         return
@@ -133,6 +136,7 @@ def _read_versions(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    path.read_bytes()  # `read_yaml` does not tell a file that cannot be read from a wrong one
     saved = read_yaml(path)
     if "metadata" not in saved:
         raise ValueError("it holds no config of preprocessing")

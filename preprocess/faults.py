@@ -100,6 +100,15 @@ def retried(call: Callable[[], Found], path: Path) -> Found:
     raise AssertionError
 
 
+def refuse_trouble(error: Exception, path: Path) -> None:
+    """Raise a `FileSystemFault` where `error`, met while a file of the set was opened, tells nothing of its content.
+
+    What cannot be read is not damaged. pyarrow raises `OSError` without a number for what it does not understand.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, *ANSWERS, errno.EISDIR, errno.EINVAL):
+        raise FileSystemFault.of(error, path) from None
+
+
 class SourceFile:
     """A source video that libav reads through this process: an error of reading is tried again and cannot be lost.
 

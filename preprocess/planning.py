@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.failures import FailureTable
+from preprocess.faults import refuse_trouble
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
@@ -78,7 +79,8 @@ def _open_sound(output: Path) -> Plan | None:
     rejected = output / "failures" / "plan.parquet"
     try:
         is_sound = pq.read_metadata(rejected).num_rows == plan.facts["num_rejected"]
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        refuse_trouble(error, rejected)
         is_sound = False
     if not is_sound:
         print(f"{rejected} is damaged or gone; it is made anew with the plan", file=sys.stderr, flush=True)
