@@ -223,12 +223,13 @@ class _LimitedProcess:
         code = self._wait()
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
-        # ffmpeg takes an error of reading for the end of the file, and ends with 0.
-        if not is_second and (self._file_system_said or is_outside_signal(code)):
-            raise SuspectedFault(f"ffmpeg ended with {code}: {first_words(self._stderr)}")
+        if is_second and code == -signal.SIGKILL:
+            raise ClipError(Reason.MEMORY_LIMIT, "ffmpeg was killed twice, as by a lack of memory")
         if is_outside_signal(code):
-            name = signal.Signals(-code).name
-            raise ClipError(Reason.MEMORY_LIMIT, f"ffmpeg was ended by {name} twice, as by a lack of memory")
+            raise SuspectedFault(f"ffmpeg was ended by {signal.Signals(-code).name}")
+        # ffmpeg takes an error of reading for the end of the file, and ends with 0.
+        if not is_second and self._file_system_said:
+            raise SuspectedFault(f"ffmpeg ended with {code}: {first_words(self._stderr)}")
         if code != 0 and (self._no_memory or self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20):
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.failures import FailureTable
+from preprocess.faults import refuse_trouble
 from preprocess.ids import KEEP_ALL_TEXTS, id_text
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
@@ -92,7 +93,8 @@ def _open_sound(output: Path) -> Plan | None:
     rejected = output / "failures" / "plan.parquet"
     try:
         is_sound = pq.read_metadata(rejected).num_rows == plan.facts["num_rejected"]
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        refuse_trouble(error, rejected)
         is_sound = False
     if not is_sound:
         print(f"{rejected} is damaged or gone; it is made anew with the plan", file=sys.stderr, flush=True)

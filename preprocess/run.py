@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml
-from pipeline.errors import InputError, MachineFault, RunError, run_command
+from pipeline.errors import DISK_TROUBLE, InputError, MachineFault, RunError, run_command
 from preprocess.caption import place_workers
 from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task
@@ -140,6 +140,10 @@ def _machine_to_blame(config: PreprocessConfig) -> Iterator[None]:
         if isinstance(error, InputError) and not _went_well_before(config):
             raise
         raise MachineFault(f"{socket.gethostname()}: {error}") from None
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        raise MachineFault(f"{socket.gethostname()}: {error.strerror}: {error.filename}") from None
 
 
 def _went_well_before(config: PreprocessConfig) -> bool:

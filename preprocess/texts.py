@@ -112,6 +112,11 @@ class Texts:
         return ClipTexts(subtitle, None, None)
 
 
+def text_folders(config: TextsConfig) -> list[Path]:
+    """The folders that hold the subtitle files of all videos."""
+    return sorted({fixed_folder(name) for name in (*config.subtitles, *config.captions) if "{video_id" in name})
+
+
 def check_text_sources(config: TextsConfig, max_line_bytes: int) -> None:
     """Raise an `InputError` for a source that is not there or of which no row can be read. Writes nothing."""
     for name in (*config.subtitles, *config.captions):
@@ -119,7 +124,9 @@ def check_text_sources(config: TextsConfig, max_line_bytes: int) -> None:
         if "{video_id" in name:
             folder = fixed_folder(name)
             if not folder.is_dir():
-                raise InputError(f"texts: there is no folder {folder} for {name}; make it or change the path")
+                raise InputError(
+                    f"texts: there is no folder {folder} for {name}; mount the file system or mend the path"
+                )
         elif not path.exists():
             raise InputError(f"texts: there is no {path}; download it or take it off the list")
         elif path.is_dir():

@@ -3,7 +3,9 @@
 Each file x {empty, cut short, garbage, a folder in its place, gone}, through `run`, `merge` and `retry`.
 """
 
+import errno
 import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -229,3 +231,25 @@ def test_an_index_of_texts_is_made_anew(name: str, damage: str, tmp_path: Path) 
     build_index_once(rows, folder)
     index = TextIndex(folder)
     assert [index.get(clip_id) for clip_id, _ in rows] == [text for _, text in rows]
+
+
+@pytest.mark.parametrize("name", ["versions.json", "config.yaml", "plan/plan.json", "plan/sources.json"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_cannot_be_read_is_not_damaged(
+    name: str, number: int, copied: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied.output / name
+    before = path.read_bytes()
+    real = Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(RunError, match=f"{os.strerror(number)}: {path}"):
+        run(copied)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert run(copied)["num_delivered"] == 12

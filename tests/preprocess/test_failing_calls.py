@@ -1,6 +1,7 @@
 """Single system calls fail, as on a stuttering mount: a shard comes out with the same bytes, or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -125,3 +126,48 @@ def test_any_call_that_fails(
         cases += [(folder, call, draw.choice(errors), at) for at in places]
     for case, answer in zip(cases, run_cases(values, cases, shim, tmp_path), strict=True):
         check(case, answer, first["found"], values)
+
+
+def digest(output: Path) -> dict[str, str]:
+    """Hashes of everything that training and the account read."""
+    names = ["shards/*", "failures/*.parquet", "manifest.parquet", "stats.json"]
+    files = [path for name in names for path in sorted(output.glob(name)) if not path.name.startswith(".")]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run_job(values: Values, below: Path, shim: Path, case: tuple[str, int, int]) -> tuple[int, str, int]:
+    """Exit code, last words and number of calls of `preprocess.run` with one failing call anywhere below a folder."""
+    marks = below.parent / "marks"
+    shutil.rmtree(marks, ignore_errors=True)
+    marks.mkdir()
+    (below / "set.yaml").write_text(yaml.safe_dump(values))
+    failing = {"FAIL_BELOW": str(below), "FAIL_CALL": case[0], "FAIL_ERRNO": str(case[1]), "FAIL_AT": str(case[2])}
+    environment = {**os.environ, **failing, "FAIL_MARKS": str(marks), "LD_PRELOAD": str(shim)}
+    command = [sys.executable, "-m", "preprocess.run", str(below / "set.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr, len(list(marks.iterdir()))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("call", ["open", "read", "stat", "rename", "fsync", "write"])
+def test_any_call_of_a_whole_job(
+    call: str, shim: Path, make_small_set: Callable[[Path], Values], tmp_path: Path
+) -> None:
+    """Metadata, texts, videos, plan, shards: all lie on the file system that fails once."""
+    draw = random.Random(call)
+    below = tmp_path / "mount"
+    values = {**make_small_set(below), "workers": 2}
+    output = Path(values["output"])
+    code, said, num_calls = run_job(values, below, shim, (call, errno.EIO, 1_000_000))
+    assert code == 0, said
+    wanted = digest(output)
+    for at in sorted(draw.sample(range(1, num_calls + 1), min(25, num_calls))):
+        shutil.rmtree(output)
+        case = (call, draw.choice(WRITE_ERRORS if call in ("rename", "fsync", "write") else READ_ERRORS), at)
+        code, said, _ = run_job(values, below, shim, case)
+        if code:
+            last = said.strip().splitlines()[-1]
+            assert code == 1 and last.startswith(("error: ", "machine fault: ")) and str(below) in last, (case, said)
+            code, said, _ = run_job(values, below, shim, (call, 0, 1_000_000))
+        assert code == 0 and digest(output) == wanted, (case, said)
