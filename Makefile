@@ -8,7 +8,7 @@ ARGS ?=
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup demo shards check format test test-fast test-slow test-cluster test-gpu lock clean
+.PHONY: help setup demo shards check format test test-fast test-slow soak test-cluster test-gpu bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -30,8 +30,8 @@ else
 	@$(PY) -m preprocess.run $(CONFIG) $(ARGS)
 endif
 
-check: $(READY)  ## format, lint, types, import contract, the README's tree
-	@$(PY) tools/readme_tree.py --check
+check: $(READY)  ## format, lint, types, import contract, the tree in ARCHITECTURE.md
+	@$(PY) tools/architecture_tree.py --check
 	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
@@ -40,7 +40,7 @@ check: $(READY)  ## format, lint, types, import contract, the README's tree
 format: $(READY)  ## format the code and sort imports
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
-	@$(PY) tools/readme_tree.py --write
+	@$(PY) tools/architecture_tree.py --write
 
 test: $(READY)  ## the test suite: at most 10 minutes on 2 cores, set-up included
 	$(PYTEST) -n $(JOBS) -m "not slow and not soak and not cluster and not gpu" $(ARGS)
@@ -51,11 +51,17 @@ test-fast: $(READY)  ## the inner loop: under 2 minutes
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
 	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
 
+soak: $(READY)  ## damage to every kind of foreign bytes, for MINUTES=5; SEED=1000 is where the search starts
+	SOAK_MINUTES=$(or $(MINUTES),5) SOAK_SEED=$(or $(SEED),1000) $(PYTEST) -n $(JOBS) -m soak $(ARGS)
+
 test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine; needs root, installs SLURM
 	$(PYTEST) -n $(JOBS) --dist worksteal -m cluster $(or $(ARGS),tests/cluster)
 
 test-gpu: $(READY)  ## first contact with a GPU: NCCL, ZeRO 0-3, bf16 and fp16, resume
 	$(PYTEST) -m gpu $(ARGS)
+
+bench-gpu: $(READY)  ## what a step costs on this machine's GPU: at most 6 minutes, ARGS="--out results.json"
+	$(PY) -m benchmarks.gpu $(ARGS)
 
 lock: $(READY)  ## renew requirements.lock from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \

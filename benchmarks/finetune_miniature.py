@@ -131,7 +131,7 @@ def run(module: str, *words: object) -> None:
 
 def last_metrics(run_folder: Path) -> dict[str, float]:
     """The metrics after the last step."""
-    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().split("\n") if line]
     prefix = "eval/miniature/"
     last = [row for row in rows if f"{prefix}t2v_r1" in row][-1]
     return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}

@@ -26,11 +26,12 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.data.format import name_hash
-from pipeline.data.frames import EncodedClip, middle_index, open_clip_bytes, uniform_indices
+from pipeline.data.frames import middle_index, open_clip_bytes, uniform_indices
 from pipeline.data.index import Place
 from pipeline.data.mp4 import jpeg_packets
 from pipeline.data.sample import open_block, read_block
 from pipeline.data.transform import WHOLE, FrameFit
+from pipeline.data.video import EncodedClip
 
 NUM_FRAMES = 40
 FIT = FrameFit(224)

@@ -4,17 +4,17 @@ facts = check_run_folder(run_folder, config, resume=True)     # lines to show; I
 lacking = missing_data(config, to_come)                       # a dry run shows these, a submission refuses
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster import Resources
-from launch.run_folder import JobFolder, read_rows
+from launch.disk import checkpoint_sizes, nearest_folder
+from launch.run_folder import JobFolder, Row
 from launch.scheduler import ACTIVE, job_states
-from pipeline.config import read_yaml
 from pipeline.errors import InputError, RunError
+from pipeline.metrics_lines import read_lines
 
 if TYPE_CHECKING:
     from pipeline.evaluation.protocol import RetrievalSetConfig
@@ -98,7 +98,7 @@ def missing_data(config: "TrainConfig", to_come: Sequence[Path]) -> list[str]:
         for key, folder in wanted
         if folder.resolve() not in promised and not (folder / "manifest.parquet").exists()
     ]
-    files = [chosen.queries for chosen in config.evaluation.sets]
+    files = [path for chosen in config.evaluation.sets for path in (chosen.queries, *chosen.pairs.values())]
     weights = given_weights(config)
     files += [weights] if weights is not None else []
     files += [Path(config.resume)] if config.resume not in ("auto", "never") else []
@@ -119,7 +119,8 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
     busy = active_jobs(JobFolder(run_folder))
     if busy:
         raise InputError(f"{run_folder} is the folder of {busy}; wait for it, cancel it, or give another --name")
-    check_same_config(run_folder, config)
+    if not starts_over:
+        check_same_config(run_folder, config)
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         return [f"starts in {run_folder}, which holds no checkpoint yet{origin(config)}"]
@@ -139,17 +140,15 @@ def check_run_folder(run_folder: Path, config: "TrainConfig", resume: bool) -> l
 
 
 def check_same_config(run_folder: Path, config: "TrainConfig") -> None:
-    """Refuse the folder of a run whose config differs in what decides its result."""
-    from pipeline.run_folder import differing_keys
+    """Refuse the folder of a run whose config differs in what decides its result, as the start of the run would."""
+    from pipeline.run_folder import conflict, has_steps
 
-    stored = run_folder / "config.yaml"
-    if stored.exists():
-        different = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
-        if different:
-            raise InputError(
-                f"{run_folder} belongs to another config: {', '.join(different)} differ; give another --name, or the "
-                f"values of {stored}"
-            )
+    different = conflict(run_folder, config)
+    if different and has_steps(run_folder):
+        raise InputError(
+            f"{run_folder} {different}; give another --name, the values of {run_folder / 'config.yaml'}, or start "
+            "over with resume=never"
+        )
 
 
 def starts_from_model(run_folder: Path, config: "TrainConfig") -> bool:
@@ -203,16 +202,9 @@ def active_jobs(folder: JobFolder) -> str:
 
 def check_disk(run_folder: Path) -> list[str]:
     """Free space where the run writes, beside what a checkpoint takes."""
-    place = run_folder
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{place} cannot be written to; change runs_dir, or the rights of the folder")
+    place = nearest_folder(run_folder)
     free_gb = shutil.disk_usage(place).free / 1e9
-    sizes = [
-        sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-        for path in run_folder.glob("checkpoints/step_*/COMPLETE.json")
-    ]
+    sizes = checkpoint_sizes(run_folder)
     size = f", a checkpoint takes {max(sizes) / 1e9:.2g} GB" if sizes else ""
     if sizes and free_gb < 2 * max(sizes) / 1e9:
         raise InputError(f"{place} has {free_gb:.1f} GB free{size}: the next save would fail; make room first")
@@ -226,9 +218,9 @@ def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
             f"a job of {time_limit_s} s is told to save {lead_s} s before its end, or up to {SLURM_EARLY_S} s earlier: "
             "it would hardly make a step; raise --time, or lower signal_lead_s in the cluster config"
         )
-    rows = read_rows(run_folder / "metrics.jsonl")
+    rows = read_lines(run_folder / "metrics.jsonl").rows
     # The last save is waited for: the copy to host memory, then the writing that otherwise goes on beside training.
-    saves = [row["checkpoint/stall_s"] + row["checkpoint/write_s"] for row in rows if row.get("checkpoint/write_s")]
+    saves = [row.get("checkpoint/stall_s", 0.0) + row["checkpoint/write_s"] for row in rows if _has_save(row)]
     if not saves:
         return [f"signal: {lead_s} s before the time limit; no save has been timed yet"]
     if max(saves) * 2 > lead_s:
@@ -237,3 +229,7 @@ def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
             f"set signal_lead_s to at least {2 * max(saves):.0f} in the cluster config"
         )
     return [f"signal: {lead_s} s before the time limit; the longest save took {max(saves):.1f} s"]
+
+
+def _has_save(row: Row) -> bool:
+    return isinstance(row.get("checkpoint/write_s"), float | int) and row["checkpoint/write_s"] > 0

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -67,6 +67,14 @@ class ClusterConfig(Section):
     """Seconds before the time limit at which the job is told to save; SLURM may come up to 60 s earlier."""
     requeue: bool = True
     """Go on after a signal, a crash or a lost node, in the same job, as long as there is progress."""
+    faulty_node: Literal["exclude", "report"] = "exclude"
+    """What follows when an array task of shards meets a fault of its machine, such as a video mount that is not there:
+    the task comes back on another node, and what waits in its array leaves that node out as well; or it only fails."""
+    controller_timeout_s: float = Field(default=600.0, ge=0)
+    """How long a job that ends asks slurmctld again where it is away, before it gives up being requeued."""
+    requeue_exit_code: int | None = Field(default=None, ge=3, le=127)
+    """An exit code that RequeueExit in the site's slurm.conf names: a job that could not reach slurmctld in time ends
+    with it, and is requeued once slurmctld is back; null: such a job says so and stays away."""
     max_array_size: int | None = Field(default=None, ge=1)
     """Most tasks of one array; null: what `scontrol show config` says."""
     runs_dir: Path = Path("runs")

@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from pipeline.metrics_lines import read_lines
+
 NUM_CLIPS = 6
 NUM_FRAMES = 6
 GAP_PX = 4
@@ -32,7 +34,7 @@ def draw_demo(run: Path, corpus: Path, picture: Path) -> None:
     rows_of_axes = sheet.subplots(len(clips), 2, width_ratios=[3, 2])
     for (left, right), clip in zip(rows_of_axes, clips, strict=True):
         _draw_clip(left, right, clip)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_lines(run / "metrics.jsonl").rows
     left, right = curves.subplots(1, 2)
     _draw_loss(left, rows)
     _draw_recall(right, rows)

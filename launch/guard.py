@@ -6,137 +6,63 @@
 
 SLURM requeues by itself after a lost node and after a preemption that outlasted its grace time, and does nothing when a
 rank is killed, when the run stopped on a signal, or when the time limit was reached before the ranks were done. Those
-are ours, as long as the job made progress since it last started.
+are ours, as long as the job made progress since it last started: launch/decision.py says what follows. A run folder
+that cannot be read or written (full, read-only, gone) and a slurmctld that is away end no job by themselves.
 """
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+from launch.controller import Controller, JobNow
+from launch.decision import (
+    AGAIN,
+    REQUEUED_BY_SLURM,
+    Decision,
+    Ending,
+    count_futile,
+    count_unrecorded,
+    decide,
+    why_none_left,
+)
+from launch.rendezvous import expand_nodes
 from launch.run_folder import JobFolder, Row, progress_mark
 
-WRONG_INPUT = 2
-MAX_FUTILE = 1
-"""A job that fails is requeued so often without progress."""
-MAX_FUTILE_SIGNALS = 3
-"""One that a signal stops while it starts: being preempted twice in a row is not its fault."""
-MAX_FUTILE_EXCLUSIONS = 5
-"""One whose nodes are sick: it comes back without them, but not for ever."""
-PATIENCE_S = 20.0
-"""How long slurmctld may be away: it is restarted now and then, and fails over."""
-AGAIN = "run the same command again (training: with --resume) to go on"
-REQUEUED_BY_SLURM = "SLURM requeued the job itself"
-STOP_CODES = (128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
+Value = TypeVar("Value")
+
+LOOK_TIMEOUT_S = 20.0
+"""How long the watcher of the time limit waits for slurmctld before it looks again."""
+EXCLUDE_TRIES = 10
+MAX_AGAIN = 2
+"""So often a node may be left out and come all the same: of two tasks that do it together, one may undo the other's."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What is known when srun came back."""
-
-    code: int
-    restart: int
-    """How often this job had been requeued when it started."""
-    state: str
-    """SLURM's state of the job now; empty where it cannot be asked."""
-    state_reason: str
-    restarts_now: int
-    finished: bool
-    preempted: bool = False
-    """SLURM took the nodes for another job."""
-    futile: int = 0
-    """How often in a row this job was requeued before without getting further than now."""
-    rank_codes: tuple[int, ...] = ()
-    """Exit codes of the ranks that reported one, in the order of failing."""
-    first_failure: str = ""
-    """The first of them in words: rank, node, error."""
-    may_requeue: bool = True
-    """The site allows it."""
-    excluded: str = ""
-    """Nodes that the preflight wants to be rid of."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What follows."""
-
-    action: str
-    """done, stop, requeue, or left: somebody else decided already."""
-    why: str
-
-
-def decide(end: Ending) -> Decision:
-    """Requeue, unless the work is done, cannot succeed, was cancelled, or gets nowhere."""
-    if end.finished:
-        return Decision("done", "finished")
-    if end.code == WRONG_INPUT or WRONG_INPUT in end.rank_codes:
-        return Decision("stop", "wrong input: running it again would fail in the same way")
-    timed_out = end.state in ("TIMEOUT", "COMPLETING") and end.state_reason == "TimeLimit"
-    if end.state == "PENDING" or (end.state != "RUNNING" and end.restarts_now > end.restart):
-        return Decision("left", REQUEUED_BY_SLURM)
-    # A preemption that cancels requeues nothing by itself; one that requeues will have done so before our request.
-    if end.state != "RUNNING" and not timed_out and not end.preempted:
-        if end.state == "":
-            return Decision("stop", f"SLURM does not answer; {AGAIN}")
-        return Decision("left", "cancelled")
-    cause = _cause(end, timed_out)
-    if not end.may_requeue:
-        return Decision("stop", f"{cause}; it is not requeued, {AGAIN}")
-    if end.futile >= _patience(end):
-        return Decision("stop", f"{cause}, and no progress since the last requeue: something must be put right first")
-    return Decision("requeue", cause)
-
-
-def _patience(end: Ending) -> int:
-    if end.excluded:
-        return MAX_FUTILE_EXCLUSIONS
-    return MAX_FUTILE_SIGNALS if _asked_to_stop(end) else MAX_FUTILE
-
-
-def _asked_to_stop(end: Ending) -> bool:
-    return not end.rank_codes and (end.code == 0 or end.code in STOP_CODES)
-
-
-def _cause(end: Ending, timed_out: bool) -> str:
-    if end.excluded:
-        return f"the preflight found {end.excluded} sick"
-    if timed_out:
-        return "the time limit came before the ranks were done"
-    if end.code == 0:
-        return "stopped by a signal, state saved"
-    if end.preempted and not end.rank_codes:
-        return "preempted"
-    if end.code > 128 and not end.rank_codes:
-        return f"a rank was ended by {signal.Signals(end.code - 128).name}"
-    return end.first_failure or f"failed with exit code {(end.rank_codes or (end.code,))[0]}"
-
-
-def main(argv: list[str]) -> int:
+def main(argv: list[str], controller: Controller | None = None) -> int:
     """Record a start, or decide at the end; the exit code is that of the job."""
-    parser = argparse.ArgumentParser(prog="python -m launch.guard", description="see the head of launch/guard.py")
-    parser.add_argument("event", choices=("started", "ended", "timeout"))
-    parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--progress", default="", help="files whose number and last name tell the progress")
-    parser.add_argument("--finished", nargs="*", default=[], help="files one of which exists when the work is done")
-    parser.add_argument("--no-requeue", action="store_true", help="decide and record, but never requeue")
-    parser.add_argument("--code", type=int, default=0, help="exit code of srun")
-    given = parser.parse_args(argv)
+    given = parse(argv)
     folder, job, restart = JobFolder(given.run_folder), job_name(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    progress = progress_mark(given.progress)
     if given.event == "started":
-        row: Row = {"event": "started", "restart": restart, "progress": progress_mark(given.progress)}
-        folder.add_event(job, row | {"nodes": os.environ.get("SLURM_JOB_NODELIST", "")})
+        row: Row = {"event": "started", "restart": restart, "progress": progress}
+        note(folder, job, row | {"nodes": os.environ.get("SLURM_JOB_NODELIST", "")})
         return 0
-    now = ask_slurm(os.environ["SLURM_JOB_ID"])
+    timeout_s = min(LOOK_TIMEOUT_S, given.timeout) if given.event == "timeout" else given.timeout
+    controller = controller or Controller(timeout_s, say=say)
+    now = controller.job(job)
     if given.event == "timeout" and now.reason != "TimeLimit":
         # A SIGTERM at the start of a grace time: the ranks are saving. Exit code 1: ask again later.
         return 1
-    if not folder.claim_decision(job, restart):
+    # Where this cannot be noted, the slower of two guards finds the job requeued already.
+    if not on_disk("note who decides", lambda: folder.claim_decision(job, restart), otherwise=True):
         return int(given.code)
-    exits = folder.exits(job, restart)
+    exits: list[Row] = on_disk("read why ranks failed", lambda: folder.exits(job, restart), otherwise=[])
+    events = folder.events(job)
+    excluded = sorted({node for row in exits for node in row.get("exclude", [])})
+    machine_fault = any(row.get("machine_fault") for row in exits)
     end = Ending(
         code=given.code,
         restart=restart,
@@ -144,65 +70,116 @@ def main(argv: list[str]) -> int:
         state_reason=now.reason,
         restarts_now=now.restarts,
         preempted=now.preempted,
-        # Without such files, a job that ended well is done.
-        finished=any(Path(file).exists() for file in given.finished) if given.finished else given.code == 0,
-        futile=count_futile(folder.events(job), progress_mark(given.progress)),
+        finished=is_finished(given.finished, given.code),
+        futile=count_futile(events, progress),
         rank_codes=tuple(row["code"] for row in exits),
         first_failure="rank {rank} on {node} failed: {error}".format(**exits[0]) if exits else "",
         may_requeue=not given.no_requeue,
-        excluded=",".join(sorted({node for row in exits for node in row.get("exclude", [])})),
+        excluded=",".join(excluded),
+        machine_fault=machine_fault,
+        no_exclusion=why_no_exclusion(controller, now, events, folder, job, excluded) if machine_fault else "",
+        slurm_problem=now.problem,
+        requeue_exit_code=given.requeue_exit_code,
     )
-    return carry_out(decide(end), end, folder, job, exits, progress_mark(given.progress))
+    return carry_out(end, folder, job, exits, progress, controller, now)
 
 
-def count_futile(events: list[Row], progress: str) -> int:
-    """How many of the last requeues found the progress that there is now."""
-    count = 0
-    for row in reversed([row for row in events if row["event"] == "ended" and row["action"] == "requeue"]):
-        if row["progress"] != progress:
-            break
-        count += 1
-    return count
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, as launch/script.py writes it."""
+    parser = argparse.ArgumentParser(prog="python -m launch.guard", description="see the head of launch/guard.py")
+    parser.add_argument("event", choices=("started", "ended", "timeout"))
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--progress", default="", help="files whose number and last name tell the progress")
+    parser.add_argument("--finished", nargs="*", default=[], help="files one of which exists when the work is done")
+    parser.add_argument("--no-requeue", action="store_true", help="decide and record, but never requeue")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for a slurmctld that is away")
+    parser.add_argument("--requeue-exit-code", type=int, help="exit code that slurm.conf requeues (RequeueExit)")
+    parser.add_argument("--code", type=int, default=0, help="exit code of srun")
+    return parser.parse_args(argv)
 
 
-def carry_out(decision: Decision, end: Ending, folder: JobFolder, job: str, exits: list[Row], progress: str) -> int:
-    """Record and say the decision, requeue if it says so; returns the exit code of the job."""
-    row: Row = {"event": "ended", "restart": end.restart, "code": end.code, "action": decision.action}
-    folder.add_event(job, row | {"why": decision.why, "progress": progress, "failed_ranks": exits[:8]})
-    print(f"[launch] {decision.action}: {decision.why} (progress: {progress or 'none yet'})", flush=True)
-    if decision.action == "requeue":
-        # Recorded before it is asked for: SLURM may end this process as soon as it has granted it.
-        refused = requeue(os.environ["SLURM_JOB_ID"], end.excluded)
-        if refused:
-            folder.add_event(job, row | {"action": refused.action, "why": refused.why, "progress": progress})
-            print(f"[launch] {refused.action}: {refused.why}", flush=True)
-        return end.code or 1
-    return end.code if decision.action != "stop" else end.code or 1
+def is_finished(files: Sequence[str], code: int) -> bool:
+    """Whether the work is done: one of the files is there, or, without such files, the job ended well."""
+    if not files:
+        return code == 0
+    return on_disk("look whether the work is done", lambda: any(Path(file).exists() for file in files), otherwise=False)
 
 
-def requeue(job_id: str, exclude: str) -> Decision | None:
-    """Requeue the job, without the nodes in `exclude`: SLURM takes these only while the job is pending.
+def why_no_exclusion(
+    controller: Controller, now: JobNow, events: Sequence[Row], folder: JobFolder, job: str, nodes: Sequence[str]
+) -> str:
+    """Why leaving out `nodes` beside those that are left out already is no way on; empty where it is one."""
+    again = [name for name in nodes if left_out(events).count(name) >= MAX_AGAIN]
+    if again:
+        return f"{again[0]} was left out before, but SLURM gave it again: take it out of service"
+    return why_none_left(
+        without_nodes(now, folder, job, nodes), controller.usable_nodes(now.partition, now.features), now.partition
+    )
 
-    Asks again while slurmctld is away; returns what follows where it will not do it.
+
+def without_nodes(now: JobNow, folder: JobFolder, job: str, nodes: Sequence[str]) -> list[str]:
+    """`nodes`, those that the job leaves out already, and those on which other tasks of its array met a fault."""
+    known = [name for text in now.excluded for name in expand_nodes(text)]
+    if is_task(job):
+        known += left_out([row for rows in folder.array_events(array_of(job)).values() for row in rows])
+    return list(dict.fromkeys([*known, *nodes]))
+
+
+def carry_out(
+    end: Ending, folder: JobFolder, job: str, exits: list[Row], progress: str, controller: Controller, now: JobNow
+) -> int:
+    """Decide, record and say it, requeue if that is the decision; returns the exit code of the job."""
+    decision = decide(end)
+    row: Row = {"event": "ended", "restart": end.restart, "code": end.code, "progress": progress}
+    without = {"excluded": end.excluded} if end.excluded and not end.slurm_is_away else {}
+    # Recorded before it is asked for: SLURM may end this process as soon as it has granted it.
+    recorded = note(folder, job, row | verdict(decision) | {"failed_ranks": exits[:8]} | without)
+    if not recorded and decision.action == "requeue":
+        decision = decide(replace(end, unrecorded=count_unrecorded(folder.events(job), end.restart)))
+    say(f"{decision.action}: {decision.why} (progress: {progress or 'none yet'})")
+    if decision.action != "requeue":
+        return end.code if decision.action != "stop" else end.code or 1
+    if end.slurm_is_away:
+        assert end.requeue_exit_code is not None, "decide requeues without SLURM only where there is such a code"
+        return end.requeue_exit_code
+    sick = end.excluded.split(",") if end.excluded else []
+    # Read again: another task may have met its fault at the same time, and two must not leave out all nodes together.
+    reason = why_no_exclusion(controller, now, [], folder, job, sick) if end.machine_fault else ""
+    if reason:
+        refused: Decision | None = Decision("stop", f"{end.first_failure}; {reason}")
+    elif end.machine_fault:
+        refused = requeue(controller, job, without_nodes(now, folder, job, sick), and_array=True)
+    else:
+        refused = requeue(controller, job, [*now.excluded, *sick] if sick else [], and_array=False)
+    if refused:
+        note(folder, job, row | verdict(refused))
+        say(f"{refused.action}: {refused.why}")
+    return end.code or 1
+
+
+def verdict(decision: Decision) -> Row:
+    return {"action": decision.action, "why": decision.why}
+
+
+def left_out(events: Sequence[Row]) -> list[str]:
+    """The nodes that these ends of jobs were to be requeued without."""
+    return [name for row in events for name in str(row.get("excluded", "")).split(",") if name]
+
+
+def requeue(controller: Controller, job: str, without: Sequence[str], *, and_array: bool) -> Decision | None:
+    """Requeue the job, without the nodes in `without`; returns what follows where SLURM will not do it.
+
+    SLURM takes the nodes only while a job is pending. With `and_array`, what waits in the same array leaves them out as
+    well: a node that fails quickly would else draw one task after the other.
     """
-    before = show_job(job_id).get("ExcNodeList", "(null)")
-    if exclude and before != "(null)":
-        exclude = f"{before},{exclude}"
-    deadline = time.monotonic() + PATIENCE_S
-    while (done := subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True)).returncode:
-        # "Job is pending execution": also while SLURM shows it as completing, on its way back into the queue.
-        if "pending" in done.stderr.lower():
-            return Decision("left", REQUEUED_BY_SLURM)
-        if time.monotonic() > deadline:
-            reason = " ".join(done.stderr.split())
-            return Decision("stop", f"SLURM does not requeue it ({reason}); {AGAIN}")
-        time.sleep(2.0)
-    for _ in range(10 if exclude else 0):
-        update = ["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={exclude}"]
-        if subprocess.run(update, capture_output=True).returncode == 0:
-            break
-        time.sleep(0.5)
-    return None
+    problem = controller.requeue(job)
+    if problem is not None and problem != "pending":
+        return Decision("stop", f"SLURM does not requeue it ({problem}); {AGAIN}")
+    if without:
+        controller.exclude_when_pending(job, without, EXCLUDE_TRIES)
+        if and_array and is_task(job):
+            controller.exclude(array_of(job), without)
+    return Decision("left", REQUEUED_BY_SLURM) if problem == "pending" else None
 
 
 def job_name() -> str:
@@ -211,35 +188,42 @@ def job_name() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-@dataclass(frozen=True)
-class JobNow:
-    """What SLURM says of a job; empty where slurmctld does not answer."""
-
-    state: str = ""
-    reason: str = ""
-    restarts: int = 0
-    preempted: bool = False
+def is_task(job: str) -> bool:
+    """Whether it is a task of an array, by its name."""
+    return "_" in job
 
 
-def ask_slurm(job_id: str) -> JobNow:
-    """The job as SLURM sees it now. Asks again while slurmctld is away."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (facts := show_job(job_id)):
-        if time.monotonic() > deadline:
-            return JobNow()
-        time.sleep(1.0)
-    return JobNow(
-        state=facts.get("JobState", ""),
-        reason=facts.get("Reason", ""),
-        restarts=int(facts.get("Restarts", "0")),
-        preempted=facts.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"),
-    )
+def array_of(job: str) -> str:
+    """The id of the array of a task."""
+    return job.partition("_")[0]
 
 
-def show_job(job_id: str) -> dict[str, str]:
-    """The fields of a job as SLURM shows them; empty where it does not answer."""
-    done = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True)
-    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word) if done.returncode == 0 else {}
+def note(folder: JobFolder, job: str, row: Row) -> bool:
+    """Record an event; a folder that takes none is said, and is no reason for anything else to fail."""
+
+    def write() -> bool:
+        folder.add_event(job, row)
+        return True
+
+    return on_disk(f"record that job {job} {row['event']}", write, otherwise=False)
+
+
+def on_disk(what: str, action: Callable[[], Value], *, otherwise: Value) -> Value:
+    """What `action` gives; where the file system fails, say so and take `otherwise`."""
+    try:
+        return action()
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        say(f"cannot {what}: {error.strerror}{where}; the job goes on from what is known")
+        return otherwise
+
+
+def say(text: str) -> None:
+    """Write to the job's log, which may lie in a folder that is full."""
+    try:
+        os.write(sys.stdout.fileno(), f"[launch] {text}\n".encode())
+    except (OSError, ValueError):
+        return
 
 
 if __name__ == "__main__":

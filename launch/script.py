@@ -49,6 +49,8 @@ def setup_lines(site: ClusterConfig, work: Work, code: Path) -> list[str]:
     words = [str(work.run_folder), "--progress", work.progress, "--finished", *work.finished]
     # A merge that finds shards missing would find them missing again.
     words += [] if site.requeue and work.kind != "merge" else ["--no-requeue"]
+    words += ["--timeout", f"{site.controller_timeout_s:g}"]
+    words += [] if site.requeue_exit_code is None else ["--requeue-exit-code", str(site.requeue_exit_code)]
     guard = GUARD % {"python": shlex.quote(sys.executable), "words": shlex.join(words)}
     return [
         *site.setup,

@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     """Plan the array and start it."""
     parser = make_parser("slurm_shards.py", ABOUT, DEFAULT_CONFIG)
     add_shard_options(parser)
+    parser.set_defaults(gpus_per_node=0)  # GPUs only when asked for, at sites that give no node without
     options = parse_options(parser, argv)
     return start_shards(plan_shards(options), options)
 

@@ -17,6 +17,7 @@ came from, and for an unknown key the nearest valid one.
 import difflib
 import hashlib
 import json
+import re
 import sys
 import types
 import typing
@@ -28,7 +29,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
+from pipeline.retry import retried
 
 
 class Section(BaseModel):
@@ -51,10 +53,15 @@ def load_config(root: type[RootConfig], files: Sequence[str | Path] = (), overri
     """Merge `files` and `overrides` and validate them as `root`. Raises one `InputError` that lists every mistake."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file in files:
-        _merge(merged, read_yaml(file), origins, str(file))
-    for override in overrides:
-        _merge(merged, _parse_override(override), origins, f"override {override!r}")
+    try:
+        for file in files:
+            _merge(merged, read_yaml(file), origins, str(file))
+        for override in overrides:
+            _merge(merged, _parse_override(override), origins, f"override {override!r}")
+    except RecursionError:
+        raise InputError(
+            "config: a value refers to itself (a YAML alias inside its own anchor); write it out"
+        ) from None
     try:
         return root.model_validate(merged)
     except ValidationError as error:
@@ -87,13 +94,19 @@ def split_arguments(argv: Sequence[str], *, program: str) -> tuple[list[str], li
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML mapping. Raises `InputError` for a missing file, broken YAML, a repeated key, or no mapping."""
+    """Read one YAML mapping. Raises `InputError` for a missing file, broken YAML, a repeated key, or no mapping.
+
+    RunError where the file system fails to read it.
+    """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = yaml.load(stream, _UniqueKeyLoader)
+        content = yaml.load(retried(lambda: _content(Path(path)), Path(path)), _ConfigLoader)
+    except PipelineError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"config {path} is nested too deeply; no config needs that") from None
+    except Exception as error:  # a date that does not exist, a key that is a list: the parser has many ways to fail
         reason = " ".join(str(error).split())
         raise InputError(f"config {path} is not valid YAML: {reason}") from None
     if content is None:
@@ -101,6 +114,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"config {path} must be a mapping of keys to values, but is a {type(content).__name__}")
     return content
+
+
+def _content(path: Path) -> str:
+    """The text of a file. Rights that its user has to change are no fault that may pass."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise InputError(f"cannot read config {path}: {error.strerror}; check its rights") from None
 
 
 def to_yaml(config: Section) -> str:
@@ -150,8 +171,15 @@ def walk_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
             yield from walk_fields(inner, f"{key}.*.")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader in which a repeated key is an error: YAML's silent 'last one wins' hides mistakes."""
+class _ConfigLoader(yaml.SafeLoader):
+    """SafeLoader in which a repeated key is an error (YAML's silent 'last one wins' hides mistakes), and in which only
+    `true` and `false` are booleans, as YAML 1.2 has it: `off`, `on`, `yes` and `no` are words, and the field that gets
+    one decides what it means."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -163,14 +191,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def _parse_override(override: str) -> dict[str, Any]:
     dotted, _, text = override.partition("=")
     names = dotted.split(".")
     if not all(names):
         raise InputError(f"override {override!r} has an empty key; write section.key=value")
     try:
-        value = yaml.load(text, _UniqueKeyLoader) if text else ""
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _ConfigLoader) if text else ""
+    except RecursionError:
+        raise InputError(f"override {dotted}=...: the value is nested too deeply") from None
+    except Exception as error:  # as in read_yaml
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
         ) from None

@@ -89,7 +89,7 @@ def broadcast_value(value: Value, source: int = 0) -> Value:
 
 def any_ranks(flags: Sequence[bool], device: torch.device | str = "cpu") -> list[bool]:
     """For each flag whether it is true on at least one rank; the same answer on every rank."""
-    if not is_initialized():
+    if world_size() == 1:  # a GPU would be waited for, to hear what is known
         return list(flags)
     votes = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)

@@ -21,7 +21,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -88,9 +87,8 @@ class CLIPViP(clip_vip.CLIPViP):
         num_frames = self.num_frames if num_frames is None else num_frames
         if num_frames < 1:
             raise InputError(f"num_frames must be at least 1, got {num_frames}")
-        frames_THWC, _ = read_video(path, num_frames=num_frames)
-        squares = np.stack([resize(frame, self.image_size_px) for frame in frames_THWC])
-        return torch.from_numpy(squares).permute(0, 3, 1, 2)
+        squares_THWC = read_video(path, num_frames=num_frames, fit=lambda frame: resize(frame, self.image_size_px))
+        return torch.from_numpy(squares_THWC).permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
         """16 hex digits over the weights."""

@@ -4,7 +4,7 @@
     engine = Engine(model, optimizer, config, ...)
     features = engine(video=..., subtitle=...)           # forward, under autocast
     engine.backward(loss)                                # or backward_all(losses, n): n of them, one reduction
-    norm = engine.gradient_norm()                        # of the averaged gradient, before clipping
+    value, norm = engine.read(loss)                      # and the norm of the averaged gradient, before clipping
     engine.step()                                        # clip, update, clamp, zero
 
 DeepSpeed's own accumulation count stays 1: several backwards of one step share one reduction instead.
@@ -22,8 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
+from pipeline.acceleration import COMPILER_BACKEND, HasTowers, choose_way
+from pipeline.capture import CapturedTower, CudaPass, StandInPass
 from pipeline.dist import is_initialized, rank, world_size
-from pipeline.engine_config import EngineConfig, deepspeed_config, resolve_device
+from pipeline.engine_config import REDUCE_DTYPES, EngineConfig, deepspeed_config, resolve_device
+from pipeline.flat_gradients import FlatGradients
 from pipeline.loss_scale import LossScale
 from pipeline.meters import ForwardTimer
 
@@ -78,24 +81,42 @@ class Engine:
         self.clip_norm = clip_norm
         self.forward_timer = ForwardTimer(device)
         self.loss_scale = LossScale() if config.precision == "fp16" else None
-        # Under ZeRO 0 the norm is known already when DeepSpeed would compute it once more to clip by it; with a scaled
-        # loss it would clip by the norm of the scaled gradient.
-        self._clips_itself = config.zero_stage == 0 or self.loss_scale is not None
         self._norm: float | None = None
-        passed_norm = 0.0 if self._clips_itself else clip_norm
-        settings = deepspeed_config(
-            config, device, clip_norm=passed_norm, rows_per_rank=rows_per_rank, passthrough=passthrough
-        )
+        # The norm is known already when DeepSpeed would compute it once more, parameter by parameter, to clip by it;
+        # with a scaled loss it would clip by the norm of the scaled gradient.
+        settings = deepspeed_config(config, device, clip_norm=0.0, rows_per_rank=rows_per_rank, passthrough=passthrough)
         self.layout = {"precision": config.precision, "zero_optimization": settings["zero_optimization"]}
         """What DeepSpeed's own files depend on, besides the number of ranks; JSON-able."""
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.deepspeed.torch_autocast_z0_gradscaler = None  # see loss_scale.py
         if config.zero_stage > 0:
             self.deepspeed.optimizer.torch_autocast_gradscaler = None
-        if config.zero_stage == 0 and world_size() == 1:
-            self.deepspeed.enable_backward_allreduce = False  # it would only copy every gradient twice
-        if config.compile:
-            self.deepspeed.compile()
+        self._flat: FlatGradients | None = None
+        if config.zero_stage == 0:
+            self._flat = FlatGradients(self.module, REDUCE_DTYPES[config.reduce_dtype])
+            self.deepspeed.enable_backward_allreduce = False  # the flat gradients do it, a tower at a time
+            self.deepspeed.zero_grad = self._flat.zero  # it would take the gradients away, one by one
+        elif config.zero_stage < 3:
+            self._leave_out_norm()
+        self.way = choose_way(config, device, self.module)
+        self._captured = self._accelerate()
+
+    def _accelerate(self) -> list[CapturedTower]:
+        """Compile and capture as `way` says; parameters lie where they will stay."""
+        model = self.module
+        if not isinstance(model, HasTowers):
+            return []
+        if self.way.compiles:
+            model.compile_blocks(COMPILER_BACKEND, must=self.config.compile is True)
+        model.few_text_lengths = self.way.compiles or self.way.captures
+        if not self.way.captures:
+            return []
+        kind = CudaPass if self.device.type == "cuda" else StandInPass
+        must = self.config.capture is True
+        towers = [CapturedTower(name, tower, kind, self._flat, must=must) for name, tower in model.towers().items()]
+        if self._flat is not None:
+            self._flat.captured = {tower.name: tower for tower in towers}
+        return towers
 
     @property
     def module(self) -> nn.Module:
@@ -132,17 +153,23 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Backward; gradients are averaged over ranks."""
+        self._backward(loss, is_last=True)
+
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """`is_last`: of this step, whose gradients are reduced with it under ZeRO 0."""
+        if self._flat is not None:
+            self._flat.begin(is_last=is_last)
         self.deepspeed.backward(loss if self.loss_scale is None else loss * self.loss_scale.value)
+        if self._flat is not None:
+            self._flat.finish()
 
     def backward_all(self, losses: Iterator[Tensor], count: int) -> None:
         """`count` backwards whose gradients add up, then one reduction."""
         if count == 1:
             self.backward(next(losses))
         elif self.zero_stage == 0:
-            with self.deepspeed.no_sync():
-                for _ in range(count - 1):
-                    self.backward(next(losses))
-            self.backward(next(losses))
+            for number in range(1, count + 1):
+                self._backward(next(losses), is_last=number == count)
         else:
             with self.deepspeed.coalesce_grad_reduction():
                 for _ in range(count):
@@ -151,8 +178,8 @@ class Engine:
 
     def local_gradients(self) -> list[Tensor]:
         """The averaged gradients that this rank's optimizer sees: all of them under ZeRO 0, else its partition."""
-        if self.zero_stage == 0:
-            return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        if self._flat is not None:
+            return [self._flat.flat]
         optimizer = self.deepspeed.optimizer
         held = [tensor for group in optimizer.averaged_gradients.values() if group is not None for tensor in group]
         if held:
@@ -165,10 +192,21 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Norm of the whole averaged gradient before clipping; NaN or infinite when any element is. All ranks."""
-        square = self._square_of(self.local_gradients(), over_ranks=self.zero_stage > 0)
+        return self.read(torch.zeros((), device=self.device))[1]
+
+    def read(self, loss: Tensor) -> tuple[float, float]:
+        """The loss and `gradient_norm`, in the one read from the device that a step makes. All ranks."""
+        square = self._square_of(self._for_norm(), over_ranks=self.zero_stage > 0)
+        value, square_value = torch.stack([loss.detach().double(), square]).tolist()
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value
-        self._norm = math.sqrt(value) / scale if (value := square.item()) >= 0 else math.nan
-        return self._norm
+        self._norm = math.sqrt(square_value) / scale if square_value >= 0 else math.nan
+        return value, self._norm
+
+    def _for_norm(self) -> list[Tensor]:
+        """The gradients in pieces that are each summed in float32: per parameter, as all stages hold them."""
+        if self._flat is None:
+            return self.local_gradients()
+        return [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
 
     def parameter_norm(self) -> float:
         """Norm of all parameters. All ranks."""
@@ -193,7 +231,8 @@ class Engine:
 
     def optimizer_step(self) -> int:
         """How many updates the optimizer has made."""
-        return max((int(state["step"]) for state in self.base_optimizer.state.values() if "step" in state), default=0)
+        steps = [state["step"].cpu() for state in self.base_optimizer.state.values() if "step" in state]
+        return int(torch.stack(steps).max()) if steps else 0
 
     def logit_scale(self) -> float:
         """exp of the logit scale parameter. All ranks."""
@@ -205,7 +244,7 @@ class Engine:
 
         With a scaled loss, no update follows a gradient that is no number.
         """
-        if self._clips_itself and (self.clip_norm > 0 or self.loss_scale is not None):
+        if self.clip_norm > 0 or self.loss_scale is not None:
             norm = self.gradient_norm() if self._norm is None else self._norm
             factor = 1.0
             if self.loss_scale is not None:
@@ -251,8 +290,22 @@ class Engine:
 
     def load(self, folder: Path, tag: str) -> None:
         """What `save` wrote, with the same number of ranks and the same stage. All ranks."""
+        optimizer = self.deepspeed.optimizer
+        if 0 < self.zero_stage < 3:
+            optimizer.compute_grad_norm = True  # else it refuses files that were written when it did the clipping
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
+        if self.zero_stage > 0:
+            optimizer.clip_grad = 0.0  # the one of such files came with them
+        if 0 < self.zero_stage < 3:
+            self._leave_out_norm()
+        for tower in self._captured:
+            tower.reset()
+
+    def _leave_out_norm(self) -> None:
+        """Have ZeRO 1 and 2 not compute a norm of their own. With an offloaded optimizer they cannot do without."""
+        optimizer = self.deepspeed.optimizer
+        optimizer.compute_grad_norm = bool(optimizer.cpu_offload)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """A copy of the whole fp32 state dict in host memory on rank 0, empty on the others. All ranks."""

@@ -12,6 +12,7 @@ is printed only for errors that are our own mistakes.
         run_command(main)
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -38,7 +39,7 @@ class RunError(PipelineError, RuntimeError):
 
 
 class MachineFault(RunError):
-    """This machine is at fault: a lost mount, a killed self test. The same work may be done elsewhere. Exit code 1."""
+    """This machine is at fault: a lost mount, a killed self test. Another node may do the same work. Exit code 1."""
 
 
 DISK_TROUBLE = frozenset(
@@ -72,4 +73,16 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; mend that and run the same command again", file=sys.stderr, flush=True)
         code = 1
-    sys.exit(code)
+    sys.exit(_with_output_written(code))
+
+
+def _with_output_written(code: int) -> int:
+    """The exit code, or 1 where what was printed does not fit: Python would find that at its end and leave with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            print(f"error: the output could not be written ({error.strerror})", file=sys.stderr, flush=True)
+        return code or 1
+    return code

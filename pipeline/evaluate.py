@@ -5,11 +5,13 @@
     python -m pipeline.evaluate runs/b32 my_set.yaml
     python -m pipeline.evaluate configs/evaluate/clip_b32.yaml --set msrvtt_1ka
     python -m pipeline.evaluate compare RUN... [output=FOLDER]
+    python -m pipeline.evaluate features videos.parquet texts.parquet --set NAME [name=MODEL]
 
 CHECKPOINT is a run folder, a checkpoint, an exported model, or an official .pt file; without one, the config's `model`
 is built and evaluated as it is, such as CLIP with mean pooling. `--set NAME` is short for `configs/evaluate/NAME.yaml`.
-`compare` puts what was evaluated into one table with the paper's numbers beside. Under torchrun every rank encodes and
-ranks its share; the numbers do not depend on how many there are.
+`compare` puts what was evaluated into one table with the paper's numbers beside. `features` ranks what another model
+encoded, by the same exact metrics: tables of clip_id and feature, of text (or query_id) and feature. Under torchrun
+every rank encodes and ranks its share; the numbers do not depend on how many there are.
 """
 
 import os
@@ -26,6 +28,7 @@ from pipeline.dist import is_main, local_rank
 from pipeline.errors import InputError, run_command
 from pipeline.evaluation.compare import comparison_rows, load_reports, markdown, write_comparison
 from pipeline.evaluation.encoding import Encode, Tokenize, encode_texts, tokenize_texts
+from pipeline.evaluation.given_features import bank_features, read_tables, retrieve_given, write_tables
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.protocol import RetrievalSetConfig, read_rows
 from pipeline.evaluation.report import Report, console_table, make_folder, set_report, write_report
@@ -40,6 +43,9 @@ from pipeline.model.weights import load_model
 from pipeline.start import start_model
 
 PROGRAM = "python -m pipeline.evaluate [CHECKPOINT]"
+PROGRAM_OF_FEATURES = "python -m pipeline.evaluate features videos.parquet texts.parquet"
+FEATURES_IMAGE_SIZE_PX = 224
+"""Of the strips on the page of features from elsewhere."""
 SETS_FOLDER = Path(__file__).parents[1] / "configs" / "evaluate"
 
 
@@ -76,6 +82,10 @@ class EvaluateConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of encoding: bf16 by autocast is for speed on GPUs; it may move a recall, so the report says so. Ranks are
     exact in either."""
+    export_features: bool = False
+    """Also write the features as {set}_videos.parquet and {set}_texts.parquet, which `features` reads."""
+    name: str = ""
+    """With `features`: what the reports call the model; default: the path of the table of videos."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +105,8 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     if argv[0] == "compare":
         return compare(argv[1:])
+    if argv[0] == "features":
+        return evaluate_features(argv[1:])
     checkpoint, config = parse_arguments(argv)
     device = start_ranks(config.device)
     try:
@@ -117,6 +129,32 @@ def compare(words: list[str]) -> int:
     print(markdown(rows))
     if "output" in options:
         print(f"written: {', '.join(str(path) for path in write_comparison(rows, Path(options['output'])))}")
+    return 0
+
+
+def evaluate_features(words: list[str]) -> int:
+    """Rank what the tables hold on every set of the config: the numbers and reports of `evaluate_checkpoint`."""
+    files = [Path(word) for word in words if word.endswith(".parquet") and "=" not in word]
+    if len(files) != 2:
+        raise InputError(f"give one table of videos and one of texts; usage: {PROGRAM_OF_FEATURES} --set NAME")
+    rest = [word for word in words if Path(word) not in files]
+    config = load_config(EvaluateConfig, *split_arguments(with_set_files(rest), program=PROGRAM_OF_FEATURES))
+    if config.model is not None or config.which != "last" or config.export_features:
+        raise InputError("model, which and export_features are for checkpoints; remove them beside `features`")
+    tables = read_tables(*files)
+    folder = config.output or files[0].with_name(f"{files[0].stem}_evaluation")
+    make_folder(folder)
+    device = start_ranks(config.device)
+    try:
+        for set_config in config.sets.values():
+            found = retrieve_given(tables, set_config, device=device)
+            texts = [] if set_config.query_bank is None else bank_texts(set_config.query_bank)
+            bank = bank_features(tables, texts) if texts else None
+            facts = {"checkpoint": config.name or str(files[0]), "chosen_by": "features that were given"}
+            publish(found, set_config, bank, facts | tables.videos.facts, folder, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return 0
 
 
@@ -200,15 +238,46 @@ def evaluate_checkpoint(checkpoint: Path | None, config: EvaluateConfig, device:
     for set_config in config.sets.values():
         found = retrieve(encode, model.tokenizer, model.image_size_px, set_config, device=device)
         bank = encode_bank(encode, model.tokenizer, set_config, device)
-        rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
-        if is_main():
-            report = set_report(
-                found, checkpoint=name, rescored=rescored, chosen_by=chosen_by, precision=config.precision
-            )
-            paths = write_report(report, folder)
-            paths += write_page(found, report, folder, set_config.page_queries, model.image_size_px)
-            print(console_table(report))
+        facts = {
+            "checkpoint": name,
+            "chosen_by": chosen_by,
+            "precision": config.precision,
+            "image_size_px": model.image_size_px,
+        }
+        publish(found, set_config, bank, facts, folder, device)
+        if config.export_features and is_main():
+            texts = None if bank is None or set_config.query_bank is None else bank_texts(set_config.query_bank)
+            paths = write_tables(found, None if bank is None or texts is None else (texts, bank), facts, folder)
             print(f"written: {', '.join(str(path) for path in paths)}\n", flush=True)
+
+
+def publish(
+    found: Retrieval,
+    set_config: EvaluatedSet,
+    bank: torch.Tensor | None,
+    facts: dict[str, Any],
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Re-score one set; rank 0 prints its table and writes its reports. `facts`: where the features are from.
+
+    Must be called by every rank.
+    """
+    rescored = {method: rescored_metrics(found, method, bank, device) for method in set_config.rescoring}
+    if not is_main():
+        return
+    report = set_report(
+        found,
+        checkpoint=facts["checkpoint"],
+        rescored=rescored,
+        chosen_by=facts["chosen_by"],
+        precision=facts.get("precision", "fp32"),
+    )
+    paths = write_report(report, folder)
+    image_size_px = facts.get("image_size_px", FEATURES_IMAGE_SIZE_PX)
+    paths += write_page(found, report, folder, set_config.page_queries, image_size_px)
+    print(console_table(report))
+    print(f"written: {', '.join(str(path) for path in paths)}\n", flush=True)
 
 
 def check_inputs(config: EvaluateConfig, folder: Path) -> None:

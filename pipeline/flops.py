@@ -48,12 +48,13 @@ class Tokens:
     """Pairs of query and key."""
     width: int
     layers: int
-    mlp_ratio: float
+    inner_width: int
+    """Of the MLP."""
 
     @property
     def flops(self) -> float:
         """Forward, of all layers: projections, MLP, attention."""
-        matrices = (8 + 4 * self.mlp_ratio) * self.tokens * self.width**2
+        matrices = 4 * self.tokens * self.width * (2 * self.width + self.inner_width)
         return self.layers * (matrices + 4 * self.attended * self.width)
 
     def activation_bytes(self, bytes_per_value: int) -> float:
@@ -62,8 +63,8 @@ class Tokens:
         Per token and layer: the residual stream twice (fp32), two LayerNorm outputs, q, k, v, what attention returns,
         and the MLP's hidden values before and after the activation (quick-GELU keeps its sigmoid too).
         """
-        values = 2 + 3 + 1 + 3 * self.mlp_ratio
-        return self.layers * self.tokens * self.width * (2 * 4 + values * bytes_per_value)
+        values = (2 + 3 + 1) * self.width + 3 * self.inner_width
+        return self.layers * self.tokens * (2 * 4 * self.width + values * bytes_per_value)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ClipWork:
         clips = [num_frames, 1] if "f" in kinds else [num_frames]
         watched = [_video(config, architecture, patches, frames) for frames in clips]
         num_texts = sum(kind in TEXTS for kind in kinds)
-        read = Tokens(num_text_tokens, num_text_tokens**2, text.width, text.layers, text.mlp_ratio)
+        read = Tokens(num_text_tokens, num_text_tokens**2, text.width, text.layers, text.inner_width)
         sequences = (*watched, *[read] * num_texts)
         stem = 2 * 3 * vision.patch_size**2 * vision.width * (vision.image_size // vision.patch_size) ** 2 * sum(clips)
         heads = 2 * architecture.embed_dim * (vision.width * len(clips) + text.width * num_texts)
@@ -117,13 +118,25 @@ def _video(config: ModelConfig, architecture: Architecture, patches: int, frames
         attended = tokens**2
     else:
         attended = frames * patches * (patches + config.num_proxies) + config.num_proxies * tokens
-    return Tokens(tokens, attended, vision.width, vision.layers, vision.mlp_ratio)
+    return Tokens(tokens, attended, vision.width, vision.layers, vision.inner_width)
 
 
 def peak_flops_of(device: torch.device) -> float | None:
     """The bf16 peak of a GPU that we know; None for others and for CPUs."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).lower()
-    known = [label for label in sorted(GPUS, key=len, reverse=True) if label.partition("-")[0] in name]
-    return GPUS[known[0]].bf16_flops if known else None
+    label = gpu_label(torch.cuda.get_device_name(device))
+    return GPUS[label].bf16_flops if label in GPUS else None
+
+
+def gpu_label(name: str) -> str:
+    """The name in GPUS of what a driver calls "NVIDIA H200" or "NVIDIA A100-SXM4-80GB"; else `name` in lower case.
+
+    >>> gpu_label("NVIDIA H200"), gpu_label("NVIDIA L40S"), gpu_label("NVIDIA A100-SXM4-40GB"), gpu_label("MI300X")
+    ('h200', 'l40s', 'a100-40', 'mi300x')
+    """
+    lower = name.lower()
+    if lower in GPUS:
+        return lower
+    known = [label for label in sorted(GPUS, key=len, reverse=True) if all(part in lower for part in label.split("-"))]
+    return known[0] if known else lower

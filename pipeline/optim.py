@@ -45,9 +45,9 @@ class OptimConfig(Section):
     schedule: Shape = "cosine"
     """Shape of the learning rate after warm-up."""
     warmup: float = Field(default=0.01, ge=0, lt=1)
-    """Fraction of all steps over which the learning rate rises to its peak."""
+    """Fraction of all steps over which the learning rate rises to its peak: int(warmup * steps) whole steps."""
     lr_floor: float = Field(default=1e-8, ge=0)
-    """Least learning rate."""
+    """Learning rate of a step whose rate would be 0, as in the official code; smaller rates stay as they are."""
     lr_multipliers: dict[str, float] = {}
     """Regular expression searched in parameter names -> factor of the learning rate, e.g. {"^logit_scale$": 10}. 0
     keeps parameters as they are. A pattern that matches nothing, or two that match the same name, are errors."""
@@ -135,9 +135,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.o
     """The optimizer of `config.preset` over `groups`. Both forms keep `step`, `exp_avg`, `exp_avg_sq` per tensor."""
     # ZeRO moves and flattens parameters and swaps the lists of a group: names would not follow.
     groups = [{key: value for key, value in group.items() if key != "param_names"} for group in groups]
-    if config.preset == "official":
-        return OfficialAdamW(groups)
-    return ClampedAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return OfficialAdamW(groups) if config.preset == "official" else ClampedAdamW(groups)
 
 
 def set_learning_rate(groups: list[dict[str, Any]], lr: float) -> None:
@@ -157,63 +155,104 @@ def set_hyperparameters(groups: list[dict[str, Any]], wanted: list[dict[str, Any
         group.update({key: value for key, value in source.items() if key not in ("params", "param_names")})
 
 
-def clamp_groups(groups: Iterable[dict[str, Any]]) -> None:
-    """Clamp in place the parameters of every group that has a `clamp`."""
-    for group in groups:
-        if group["clamp"] is not None:
-            low, high = group["clamp"]
-            for parameter in group["params"]:
-                parameter.detach().clamp_(low, high)
+class FusedAdamW(torch.optim.Optimizer):
+    """AdamW as one kernel over all parameters of a group, then the clamp.
 
-
-class ClampedAdamW(torch.optim.AdamW):
-    """torch's AdamW (decay before the update, eps after bias correction), then the clamp."""
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update."""
-        super().step(closure)
-        clamp_groups(self.param_groups)
-
-
-class OfficialAdamW(torch.optim.Optimizer):
-    """The AdamW of the official CLIP-ViP code, an old Hugging Face form, then the clamp.
-
-    eps joins the root of the second moment *before* bias correction, so it weighs more in the first steps; the decay
-    uses the weight *after* the update.
+    `state` holds `step` (on the host), `exp_avg` and `exp_avg_sq` per tensor. The number of kernels does not depend on
+    the number of parameters. Groups carry `lr`, `betas`, `eps`, `weight_decay` and `clamp`.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, defaults={})
+
+    def settings_at(self, group: dict[str, Any], step: float) -> tuple[float, float, float]:
+        """Learning rate, weight decay and eps that make torch's kernel compute this form at update `step`."""
+        return group["lr"], group["weight_decay"], group["eps"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update."""
         assert closure is None
         for group in self.param_groups:
-            updated = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if updated:
-                self._update(updated, group)
-        clamp_groups(self.param_groups)
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_device.setdefault(parameter.device, []).append(parameter)
+            for parameters in by_device.values():
+                self._update(parameters, group)
+            _clamp(group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] += 1
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        means = [self.state[parameter]["exp_avg"] for parameter in parameters]
-        squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
-        steps = [float(self.state[parameter]["step"]) for parameter in parameters]
-        torch._foreach_lerp_(means, gradients, 1.0 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"])
-        sizes = [-group["lr"] * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step) for step in steps]
-        torch._foreach_addcdiv_(parameters, means, denominators, sizes)
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        states = [self._state_of(parameter) for parameter in parameters]
+        counts = [state["step"] for state in states]
+        torch._foreach_add_(counts, 1)
+        by_count: dict[float, list[int]] = {}
+        for place, count in enumerate(torch.stack(counts).tolist()):
+            by_count.setdefault(count, []).append(place)
+        for count, places in by_count.items():  # one, unless a parameter had no gradient at some step
+            chosen = [states[place] for place in places]
+            self._run_kernel([parameters[place] for place in places], chosen, group, count)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        elif state["step"].device.type != "cpu":  # as older checkpoints have it
+            state["step"] = state["step"].cpu()
+        return state
+
+    def _run_kernel(
+        self, parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], count: float
+    ) -> None:
+        lr, weight_decay, eps = self.settings_at(group, count)
+        on_device = torch.full((), count, dtype=torch.float32, device=parameters[0].device)
+        torch._fused_adamw_(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [on_device] * len(parameters),
+            lr=lr,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+class ClampedAdamW(FusedAdamW):
+    """torch's AdamW (decay before the update, eps after bias correction), then the clamp."""
+
+
+class OfficialAdamW(FusedAdamW):
+    """The AdamW of the official CLIP-ViP code, an old Hugging Face form, then the clamp.
+
+    eps joins the root of the second moment *before* bias correction, so it weighs more in the first steps; the decay
+    uses the weight *after* the update. With c = 1 - beta2^step, r the rate and d the decay, both are torch's form at
+    other settings:
+
+        r sqrt(c) m / (sqrt(v) + eps)  =  r m / (sqrt(v) / sqrt(c) + eps / sqrt(c))
+        (w - r u) (1 - r d)  =  w (1 - r d) - r (1 - r d) u
+    """
+
+    def settings_at(self, group: dict[str, Any], step: float) -> tuple[float, float, float]:
+        """The rate shrunk by the decay, the decay grown by as much, eps over the root of the bias correction."""
+        lr, decay = group["lr"], group["weight_decay"]
+        kept = 1.0 - lr * decay
+        if kept <= 0:
+            raise InputError(f"optim: lr {lr} times weight_decay {decay} must be below 1; lower one of them")
+        return lr * kept, decay / kept, group["eps"] / math.sqrt(1.0 - group["betas"][1] ** step)
+
+
+def _clamp(group: dict[str, Any]) -> None:
+    """Clamp in place the parameters of a group that has a `clamp`."""
+    if group["clamp"] is not None and group["params"]:  # ZeRO 3 updates a group at a time, the others are empty then
+        low, high = group["clamp"]
+        parameters = [parameter.detach() for parameter in group["params"]]
+        torch._foreach_clamp_min_(parameters, low)
+        torch._foreach_clamp_max_(parameters, high)

@@ -4,14 +4,16 @@
     ownership.check()                            # before every publication: RunError when someone took over
     ownership.release()
 
-`owner.json` names the job, its incarnation, and a random token. A newer incarnation of the same SLURM job takes over at
-once: SLURM may have requeued a job while ranks of the old one are still alive on a node that it lost sight of; they
-find another token at their next publication and leave without writing. An unrelated run is refused while the owner
-shows signs of life: its process on this machine, or the age of its heartbeat on another.
+`owner.json` names the job, its restart count, its process, and a random token: another one for every start. A later
+restart of the same SLURM job takes over at once: SLURM may have requeued a job while ranks of the old one are still
+alive on a node that it lost sight of; they find another token at their next publication and leave without writing. Any
+other start is refused while the owner shows signs of life. Its process is looked at where that proves something (see
+`liveness`); else its heartbeat is watched for a lease: what changes is alive, whatever numbers and clocks say.
 """
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -26,10 +28,13 @@ import psutil
 
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.errors import InputError, RunError
+from pipeline.liveness import SYSTEM_CLOCK, Clock, Heartbeat, seen_here, this_process
+from pipeline.retry import FAULTS, NO_ROOM
 
 OWNER = "owner.json"
-HEARTBEAT_S = 20.0
-DEAD_AFTER_S = 180.0
+HEARTBEAT_S = 10.0
+LEASE_S = 90.0
+"""An owner that cannot be seen from here and whose heartbeat stands still for so long is dead."""
 READ_ATTEMPTS, RETRY_AFTER_S = 12, 5.0
 
 
@@ -42,20 +47,17 @@ class Ownership:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
-    def claim(cls, run_folder: Path) -> Self:
-        """Take the folder, or raise InputError when an unrelated run holds it."""
+    def claim(cls, run_folder: Path, clock: Clock = SYSTEM_CLOCK) -> Self:
+        """Take the folder, or raise InputError when another run holds it. May wait for LEASE_S, and says so."""
         mine = _identity()
         try:
             with open(run_folder / ".owner.lock", "w") as guard:
                 fcntl.flock(guard, fcntl.LOCK_EX)
-                owner = _read(run_folder)
-                if owner is not None and not _may_take(owner, mine, run_folder):
-                    raise InputError(
-                        f"{run_folder} is in use by {_described(owner)}; wait for it, stop it, or choose another name"
-                    )
+                _refuse_if_held(run_folder, mine, clock)
                 write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
         except OSError as error:
-            raise InputError(
+            kind = RunError if error.errno in FAULTS | NO_ROOM else InputError
+            raise kind(
                 f"cannot take {run_folder}: {error.strerror}; it needs room, the right to write, and a file system "
                 "with locks (Lustre: mounted with -o flock)"
             ) from None
@@ -95,41 +97,40 @@ class Ownership:
 
 def _identity() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID")
+    counts = [int(os.environ.get(name, "0")) for name in ("SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
     return {
         "token": secrets.token_hex(8),
         "job": job,
-        "incarnation": [int(os.environ.get(name, "0")) for name in ("SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
-        if job
-        else [],
+        "incarnation": counts if job else [],
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-    }
+        "process_started": psutil.Process().create_time(),  # read by older code alone: it rests on the wall clock
+    } | this_process()
 
 
-def _may_take(owner: dict[str, Any], mine: dict[str, Any], run_folder: Path) -> bool:
-    if mine["job"] is not None and owner["job"] == mine["job"]:
-        return bool(owner["incarnation"] <= mine["incarnation"])
-    if owner["host"] == mine["host"]:
-        return not _is_alive(owner)
-    return _heartbeat_age_s(run_folder) > DEAD_AFTER_S
+def _refuse_if_held(run_folder: Path, mine: dict[str, Any], clock: Clock) -> None:
+    """Raise InputError while another start is at work here."""
+    owner = _read(run_folder)
+    while owner is not None and not _may_take(owner, mine, run_folder, clock):
+        # It may have given the folder back while its heartbeat was watched, or have lost it to a third.
+        watched, owner = owner, _read(run_folder)
+        if owner is not None and owner["token"] == watched["token"]:
+            raise InputError(
+                f"{run_folder} is in use by {_described(owner)}; wait for it, stop it, or choose another name"
+            )
 
 
-def _is_alive(owner: dict[str, Any]) -> bool:
-    try:
-        started = psutil.Process(owner["pid"]).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return bool(abs(started - owner["process_started"]) < 1.0)
-
-
-def _heartbeat_age_s(run_folder: Path) -> float:
-    """Age by the file system's own clock, which every node shares."""
-    probe = run_folder / f".clock.{os.getpid()}.tmp"
-    probe.write_text("")
-    now = probe.stat().st_mtime
-    probe.unlink()
-    return now - (run_folder / OWNER).stat().st_mtime
+def _may_take(owner: dict[str, Any], mine: dict[str, Any], run_folder: Path, clock: Clock) -> bool:
+    if mine["job"] is not None and owner["job"] == mine["job"] and owner["incarnation"][:1] < mine["incarnation"][:1]:
+        return True
+    is_alive = seen_here(owner, owner["pid"])
+    if is_alive is None:
+        logging.getLogger("clip_vip").warning(
+            f"{run_folder} belongs to {_described(owner)}, which cannot be seen from here; watching its heartbeat for "
+            f"up to {LEASE_S:.0f} s"
+        )
+        is_alive = Heartbeat(run_folder / OWNER, clock).changes_within(LEASE_S)
+    return not is_alive
 
 
 def _read(run_folder: Path) -> dict[str, Any] | None:

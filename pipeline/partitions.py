@@ -97,8 +97,7 @@ def _set_state(
         optimizer.state.pop(tensor, None)
         return
     optimizer.state[tensor] = {
-        # Fused optimizers keep the count beside the weights, the others on the host; both take this one.
-        "step": torch.tensor(float(step), device=tensor.device),
+        "step": torch.tensor(float(step)),
         "exp_avg": moments[0].to(tensor.device, tensor.dtype).view_as(tensor).clone(),
         "exp_avg_sq": moments[1].to(tensor.device, tensor.dtype).view_as(tensor).clone(),
     }

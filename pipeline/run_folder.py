@@ -3,7 +3,9 @@
 config.yaml      the resolved config; another run may not move in (what may change is in CHANGEABLE)
 code.json        git revision, uncommitted changes, versions; one entry per start
 metrics.jsonl    a line a step            logs/rank_00000.log    wandb/
+metrics.bad      lines of it that were damaged
 checkpoints/     latest                   COMPLETE               when the last step is done
+*_before_1       what resume=never has set aside
 
 make_folders(folder); prepare(folder, config)       # between the two, the folder is claimed
 """
@@ -17,11 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.config import Section, read_yaml, to_yaml
-from pipeline.errors import InputError
+from pipeline.config_difference import differences, listed, with_defaults
+from pipeline.errors import InputError, RunError
+from pipeline.retry import FAULTS, NO_ROOM
 
 CHANGEABLE = (
     "runs_dir",
@@ -50,20 +52,40 @@ def make_folders(folder: Path) -> None:
         (folder / "logs").mkdir(exist_ok=True)
 
 
-def prepare(folder: Path, config: Section) -> None:
+def prepare(folder: Path, config: Section) -> list[str]:
     """Check that the folder belongs to this config, and note config and code in it. Raises InputError. Rank 0.
 
-    Only once the folder is claimed: a run that is refused must not leave its own config there.
+    Only once the folder is claimed: a run that is refused must not leave its own config there. Returns what there is to
+    say about it, for the log.
     """
+    stored = folder / "config.yaml"
     with _writing(folder):
-        stored = folder / "config.yaml"
-        if stored.exists() and (different := differing_keys(stored_values(stored, type(config)), _values(config))):
+        different = conflict(folder, config)
+        if different and has_steps(folder):
             raise InputError(
-                f"{folder} belongs to another config: {', '.join(different)} differ; choose another name, or the "
-                f"values of {stored}"
+                f"{folder} {different}; choose another name, the values of {stored}, or start over with resume=never"
             )
         write_atomically(stored, to_yaml(config))
         record_code(folder / "code.json")
+    return [f"{folder} made no step yet, so it takes the new config: it {different}"] if different else []
+
+
+def conflict(folder: Path, config: Section) -> str:
+    """In what the config of a run folder differs from `config`, in words that follow its name; empty: in nothing.
+
+    Only keys that decide what a step computes count, with the options that came since at their defaults.
+    """
+    stored = folder / "config.yaml"
+    if not stored.exists():
+        return ""
+    found = differences(with_defaults(type(config), read_yaml(stored)), _values(config), ignored=CHANGEABLE)
+    return f"belongs to another config: {listed(found)}" if found else ""
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether a run has left anything here that cost it a step: a checkpoint, intact or not, or a line of metrics."""
+    metrics = folder / "metrics.jsonl"
+    return any((folder / "checkpoints").glob("*step_*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 @contextlib.contextmanager
@@ -71,40 +93,12 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights"
-        ) from None
-
-
-def stored_values(path: Path, kind: type[Section]) -> dict[str, Any]:
-    """The values of a stored config; keys that this code has and the one that wrote it had not are at their defaults.
-
-    As they stand in the file where this code cannot read them at all: then the keys that it does not know differ.
-    """
-    content = read_yaml(path)
-    try:
-        return _values(kind.model_validate(content))
-    except ValidationError:
-        return content
+        kind = RunError if error.errno in FAULTS | NO_ROOM else InputError
+        raise kind(f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights") from None
 
 
 def _values(config: Section) -> dict[str, Any]:
     return config.model_dump(mode="json")
-
-
-def differing_keys(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, without the changeable ones."""
-    found = []
-    for name in sorted(stored.keys() | new.keys()):
-        key = f"{prefix}{name}"
-        if key in CHANGEABLE:
-            continue
-        one, other = stored.get(name), new.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differing_keys(one, other, f"{key}.")
-        elif one != other:
-            found.append(key)
-    return found
 
 
 def record_code(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
-from pipeline.errors import PipelineError, RunError, run_command
+from pipeline.errors import InputError, PipelineError, RunError, run_command
 from pipeline.log import quiet
 
 with quiet():
@@ -30,8 +30,10 @@ with quiet():
     from pipeline.examples import retrieval_examples
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
-    from pipeline.log import MetricsFile, logger, start_logging
+    from pipeline.log import MetricsFile, file_logger, logger, start_logging
+    from pipeline.losses.terms import texts_of
     from pipeline.meters import StepClock, Work
+    from pipeline.mirrors import Mirrors, start_mirrors
     from pipeline.model.clip_vip import CLIPViP
     from pipeline.model.weights import save_model
     from pipeline.optim import make_optimizer, parameter_groups, set_hyperparameters
@@ -39,9 +41,9 @@ with quiet():
     from pipeline.run_folder import make_folders, prepare
     from pipeline.signals import StopRequest
     from pipeline.start import first_weights
+    from pipeline.tensorboard_mirror import check_tensorboard
     from pipeline.train_config import TrainConfig
     from pipeline.trainer import Evaluate, Progress, Run, train
-    from pipeline.wandb_mirror import WandbMirror
 
 Value = TypeVar("Value")
 
@@ -54,12 +56,15 @@ def main(argv: list[str]) -> int:
     with StopRequest() as stop:
         with quiet():
             device = start_distributed(config.engine)
-        ownership = on_main(lambda: claim_folder(config))
+        ownership, notes = on_main(lambda: claim_folder(config)) or (None, [])
+        stop.leave = ownership.release if ownership else stop.leave
         try:
             start_logging(config.run_folder / "logs")
+            for note in notes:
+                logger.info(note)
             run_to_the_end(config, device, stop, ownership.check if ownership else lambda: None)
         except PipelineError as error:
-            logger.error(f"stopped: {error}")
+            file_logger.error(f"stopped: {error}")  # the console gets it from `run_command`
             raise
         except RuntimeError as error:
             if not is_lost_rank(error):
@@ -87,7 +92,8 @@ def run_to_the_end(
             place = f"{config.run_folder} is at step {run.progress.step}"
             logger.info(f"{place}, and stop_at_step={config.stop_at_step}; nothing to do")
         else:
-            train(run)
+            with stop.steps_at_risk(what_is_lost(run)):
+                train(run)
         if run.progress.step >= run.total_steps and is_main():
             finish_folder(config.run_folder, run.progress.step)
     except PipelineError:
@@ -97,6 +103,19 @@ def run_to_the_end(
         if run.metrics is not None:
             run.metrics.close()
         run.mirror.finish()
+
+
+def what_is_lost(run: Run) -> Callable[[], str]:
+    """Gives, at any moment of training, what is lost when it ends there without saving."""
+    started_at = run.progress.step
+
+    def lost() -> str:
+        saved = run.saver.saved_step
+        place = f"step {max(saved, started_at)}" if max(saved, started_at) > 0 else "the start"
+        steps = run.progress.step - max(saved, started_at)
+        return f"{steps} step{'s' * (steps != 1)} since {place} {'is' if steps == 1 else 'are'} lost"
+
+    return lost
 
 
 def finish_folder(run_folder: Path, step: int) -> None:
@@ -131,7 +150,7 @@ def leave_lost_group(error: RuntimeError) -> NoReturn:
         f"rank {rank()}: another rank died or hangs, or this one cannot reach it ({reason}); see the logs of both; the "
         "same command goes on from `latest`"
     )
-    logger.exception(message)
+    file_logger.exception(message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -153,21 +172,26 @@ def on_main(action: Callable[[], Value]) -> Value | None:
     return result
 
 
-def claim_folder(config: TrainConfig) -> Ownership:
-    """Make the run folder, take it and check its config, once the held-out sets are known to be there."""
+def claim_folder(config: TrainConfig) -> tuple[Ownership, list[str]]:
+    """Make the run folder, take it and check its config, once the held-out sets are known to be there.
+
+    Returns what there is to say about it, for the log that begins then.
+    """
+    if config.log.tensorboard:
+        check_tensorboard()
     for held_out in config.evaluation.sets:
         check_set(held_out)
     make_folders(config.run_folder)
     ownership = Ownership.claim(config.run_folder)
     try:
-        prepare(config.run_folder, config)
         remove_staging(config.run_folder)
-        if config.resume == "never":
-            set_aside(config.run_folder)
+        moved = set_aside(config.run_folder) if config.resume == "never" else []
+        notes = [f"starting over; set aside in {config.run_folder}: {', '.join(moved)}"] if moved else []
+        notes += prepare(config.run_folder, config)
     except BaseException:
         ownership.release()
         raise
-    return ownership
+    return ownership, notes
 
 
 def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ownership: Callable[[], None]) -> Run:
@@ -196,6 +220,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         rank=rank(),
         world_size=world_size(),
         manifests=own["stream"]["manifests"] if own else None,
+        texts=texts_of(config.loss.name),
     )
     seed_everything(config.seed, rank())
     progress = Progress()
@@ -207,12 +232,12 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stream.load_state_dict(state["stream"])
     total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
-    mirror = WandbMirror.start(
-        config.run_folder,
-        mode=config.log.wandb if is_main() else "off",
-        project=config.log.wandb_project,
-        config=config.model_dump(mode="json"),
-    )
+    for remark in stream.remarks() if is_main() else ():
+        logger.warning(remark)
+    mirror = Mirrors()
+    if is_main():
+        values = config.model_dump(mode="json")
+        mirror = start_mirrors(config.run_folder, config.log, step=progress.step, config=values)
     return Run(
         config=config,
         total_steps=total_steps,
@@ -248,7 +273,13 @@ def run_length(config: TrainConfig, stream: Stream, own: dict[str, Any] | None) 
     """Steps of the whole run: those that it saved, or by the manifests that `stream` is pinned to."""
     if own is not None and "total_steps" in own:
         return int(own["total_steps"])
-    return config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    steps = config.steps or stream.batches_in(config.epochs or 0)
+    if not steps:
+        raise InputError(
+            f"epochs={config.epochs} of {stream.samples_per_epoch} samples are no whole step of "
+            f"{config.batch.global_batch_size} clips; set more epochs, steps, or a smaller batch.global_batch_size"
+        )
+    return steps
 
 
 def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
@@ -267,7 +298,7 @@ def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:
     )
 
 
-def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP, mirror: WandbMirror) -> Evaluate:
+def make_evaluate(config: TrainConfig, engine: Engine, model: CLIPViP, mirror: Mirrors) -> Evaluate:
     """A function that gives the metrics of all held-out sets as <set name>/<metric>. Training does not notice it."""
 
     def evaluate(step: int) -> dict[str, float]:
@@ -293,6 +324,13 @@ def report_start(
     engine = f"{world_size()} rank(s), ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     work = f"{total_steps} steps of {config.batch.global_batch_size} clips"
     logger.info(f"{config.run_folder}: {millions:.1f} M parameters, {work} on {engine}; {origin}")
+    if checkpoint and config.init_from:
+        logger.warning(
+            f"init_from={config.init_from} is not read: the run goes on from its own checkpoint; resume=never starts "
+            "over from init_from"
+            if is_within(checkpoint, config.run_folder)
+            else f"init_from={config.init_from} is not read: resume={config.resume} gives weights and state"
+        )
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class LogConfig(Section):
     """auto: online with a login, else offline. wandb being absent or down never stops a run."""
     wandb_project: str = "clip-vip"
     """Project in wandb."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard into the run folder; needs the extra `tensorboard`."""
 
 
 class FailureConfig(Section):
@@ -125,8 +127,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+        if self.steps is None and self.epochs is None:
+            raise ValueError("the run has no length; give steps or epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps is {self.steps} and epochs is {self.epochs:g}: a run has one length; add steps=null to go by "
+                "epochs, or epochs=null to go by steps"
+            )
         if self.steps is not None and self.stop_at_step is not None and self.stop_at_step > self.steps:
             raise ValueError(f"stop_at_step is {self.stop_at_step}, but the run ends at {self.steps}; leave it out")
         if repeated := repeated_keys(self.deepspeed):

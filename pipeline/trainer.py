@@ -18,12 +18,12 @@ from pipeline.dist import any_ranks, gather_values
 from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.gradient import Objective, Terms, backward_batch, without_finite_features
-from pipeline.log import MetricsFile, logger
+from pipeline.log import MetricsFile, file_logger, logger
 from pipeline.meters import OwnTime, StepClock, Work, console_line
+from pipeline.mirrors import Mirrors
 from pipeline.optim import set_learning_rate
 from pipeline.signals import StopRequest
 from pipeline.train_config import TrainConfig
-from pipeline.wandb_mirror import WandbMirror
 
 Evaluate = Callable[[int], dict[str, float]]
 
@@ -61,7 +61,7 @@ class Run:
     progress: Progress
     clock: StepClock
     work: Work
-    mirror: WandbMirror
+    mirror: Mirrors
     local_samples: int = 0
     """This rank's valid samples since the last merge."""
 
@@ -84,7 +84,7 @@ def train(run: Run) -> None:
             micro_batches=config.batch.micro_batches,
             accumulation=config.batch.accumulation,
         )
-        loss_value, norm = loss.item(), engine.gradient_norm()
+        loss_value, norm = engine.read(loss)
         clock.mark("gradient")
         if math.isfinite(loss_value) and (math.isfinite(norm) or engine.may_overflow):
             set_learning_rate(engine.param_groups, lr)
@@ -131,13 +131,14 @@ def skip_or_stop(run: Run, step: int, batch: Batch, loss: float, norm: float) ->
     run.progress.skipped += 1
     what = f"step {step}: loss {loss}, gradient norm {norm}"
     suspect = suspects(run, batch)
-    logger.error(f"{what} {suspect}")
     allowed = run.config.failure.skip_nonfinite_batches
     if run.progress.skipped > allowed:
+        file_logger.error(f"{what} {suspect}")
         raise RunError(
             f"{what} {shortened(suspect)}; the weights were not touched and the checkpoints are good; look at these "
             f"samples, lower optim.lr, or set failure.skip_nonfinite_batches over {allowed}"
         )
+    logger.error(f"{what} {suspect}")
     logger.warning(f"skipped step {step}, {run.progress.skipped} of {allowed} that are allowed")
 
 

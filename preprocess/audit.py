@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import io
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -25,15 +24,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline.data.format import METADATA_KEY, Reason, manifest_hash
+from pipeline.data.format import Reason, name_hash
+from pipeline.data.index import Place as SamplePlace
+from pipeline.data.manifest_file import manifest_facts, read_manifest
 from pipeline.errors import InputError, PipelineError, run_command
 from preprocess.audit_sample import foreign_problems, sample_problems
 from preprocess.claim import find_mixture, round_of
 from preprocess.index import FOREIGN
 from preprocess.lifeline import end_with_parent
-from preprocess.merge import published_shards
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
+from preprocess.published import published_shards
 from preprocess.rounds import count_doubles, standing_failures
 
 
@@ -61,37 +62,49 @@ def audit(output: Path, shards: list[str], num_workers: int) -> Iterator[Finding
 def audit_set(output: Path) -> Iterator[Finding]:
     """The manifest against the sidecars, files that belong to nothing, and the account."""
     published = published_shards(output)
+    if not published:
+        yield Finding("the set", "holds no shard; run python -m preprocess.run, or preprocess.index for foreign tars")
     try:
-        manifest = pq.read_table(output / "manifest.parquet")
-        rows = {row["shard"]: row for row in manifest.to_pylist()}
-        pinned = json.loads((manifest.schema.metadata or {})[METADATA_KEY])["manifest_hash"]
-    except (OSError, ValueError, KeyError) as error:
-        yield Finding("manifest.parquet", f"cannot be read ({error}); run python -m preprocess.merge")
+        rows = {row["shard"]: row for row in read_manifest(str(output))}
+    except PipelineError as error:
+        yield Finding("manifest.parquet", f"{error}; run {_maker_of_manifest(output, published)}")
         return
+    if rows and not sum(row["num_samples"] for row in rows.values()):
+        yield Finding("the set", "holds no sample in any of its shards; see failures/ for the reasons")
     for shard in sorted(set(rows) - set(published)):
         yield Finding(shard, "is in the manifest, but its sidecar is gone")
     for shard in sorted(set(published) - set(rows)):
-        yield Finding(shard, "is not in the manifest; run python -m preprocess.merge")
+        yield Finding(shard, f"is not in the manifest; run {_maker_of_manifest(output, published)}")
     for path in sorted((output / "shards").glob("*.tar")):
         if f"shards/{path.stem}" not in published:
             yield Finding(f"shards/{path.name}", "has no sidecar, so it does not exist for training")
-    triples = [(row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows.values()]
-    if manifest_hash(triples) != pinned:
-        yield Finding("manifest.parquet", "does not carry the hash of its own rows")
     for shard in sorted(set(rows) & set(published)):
         if _file_hash(output / f"{shard}.parquet") != rows[shard]["sidecar_sha256"]:
             yield Finding(f"{shard}.parquet", "differs from the manifest")
     yield from _audit_configs(output, published)
     if (output / "plan").exists() or not rows:
         yield from _audit_account(output, published)
-    else:
-        counts = {shard: row["num_samples"] for shard, row in rows.items()}
-        for shard in sorted(set(rows) & set(published)):
-            if read_facts(output / f"{shard}.parquet")["config_hash"] != FOREIGN:
-                yield Finding("plan", "is gone, so the account cannot be made; run python -m preprocess.run")
-                break
-            if pq.read_metadata(output / f"{shard}.parquet").num_rows != counts[shard]:
-                yield Finding(shard, "holds another number of samples than the manifest says")
+        return
+    for shard in sorted(set(rows) & set(published)):
+        try:
+            config_hash = read_facts(output / f"{shard}.parquet")["config_hash"]
+            num_samples = pq.read_metadata(output / f"{shard}.parquet").num_rows
+        except (OSError, ValueError, KeyError):
+            continue  # a finding of its shard
+        if config_hash != FOREIGN:
+            yield Finding("plan", "is gone, so the account cannot be made; run python -m preprocess.run")
+            break
+        if num_samples != rows[shard]["num_samples"]:
+            yield Finding(shard, "holds another number of samples than the manifest says")
+
+
+def _maker_of_manifest(output: Path, published: list[str]) -> str:
+    """The command that writes the manifest of this set."""
+    for shard in published:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if read_facts(output / f"{shard}.parquet")["config_hash"] == FOREIGN:
+                return "python -m preprocess.index"
+    return "python -m preprocess.merge"
 
 
 def _audit_configs(output: Path, published: list[str]) -> Iterator[Finding]:
@@ -155,29 +168,44 @@ def _audit_shard(output: Path, shard: str) -> Iterator[Finding]:
     failures = pq.read_table(output / "failures" / f"{Path(shard).name}.parquet")
     if len(failures) != facts["num_failures"] or len(rows) != facts["num_samples"]:
         yield Finding(shard, "holds another number of rows than its sidecar says")
-    places = _members(tar_path)
-    foreign = facts["config_hash"] == FOREIGN
     if (output / "plan").exists():
         clip_ids = [*(row["clip_id"] for row in rows), *failures["clip_id"].to_pylist()]
         yield from _audit_plan(output, shard, clip_ids)
-    names = {place: name for name, place in places.items()} if foreign else {}
-    manifest = json.loads((pq.read_schema(output / "manifest.parquet").metadata or {})[METADATA_KEY]) if foreign else {}
+    audit_samples = _audit_foreign_samples if facts["config_hash"] == FOREIGN else _audit_samples
+    yield from audit_samples(output, shard, rows)
+
+
+def _audit_samples(output: Path, shard: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Each sample of a shard of ours, and that the tar holds nothing else."""
+    tar_path = output / f"{shard}.tar"
+    places = _members(tar_path)
     with open(tar_path, "rb") as tar:
-        for row in rows:
-            members = _sample_members(row, places, names)
+        for number, row in enumerate(rows):
+            members = _sample_members(row, places)
             for name, place in members.values():
                 if places.pop(name, None) != place:
                     yield Finding(f"{shard}.tar {name}", "is not where the sidecar says")
             content = {extension: _slice(tar, *place) for extension, (_, place) in members.items()}
-            if foreign:
-                problems = foreign_problems(row, content, manifest["subtitle_from"], manifest["caption_from"])
-            else:
-                problems = sample_problems(row, content)
-            for problem in problems:
+            block = _slice(tar, row["offset"], row["size"])
+            for problem in sample_problems(row, content, block, _place(shard, number, row)):
                 yield Finding(f"{shard}.tar {row['key']}", problem)
-    if not foreign:  # in a foreign tar other members are its owner's business
-        for name in sorted(places):
-            yield Finding(f"{shard}.tar {name}", "is a member that no row speaks of")
+    for name in sorted(places):
+        yield Finding(f"{shard}.tar {name}", "is a member that no row speaks of")
+
+
+def _audit_foreign_samples(output: Path, shard: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Each sample that the index counted; other members of a foreign tar are its owner's business."""
+    facts = manifest_facts(str(output))
+    with open(output / f"{shard}.tar", "rb") as tar:
+        for number, row in enumerate(rows):
+            block = _slice(tar, row["offset"], row["size"])
+            place = _place(shard, number, row)
+            for problem in foreign_problems(row, block, place, facts["subtitle_from"], facts["caption_from"]):
+                yield Finding(f"{shard}.tar {row['key']}", problem)
+
+
+def _place(shard: str, number: int, row: dict[str, Any]) -> SamplePlace:
+    return SamplePlace(number, shard, row["offset"], row["size"], name_hash(row["key"]))
 
 
 def _audit_plan(output: Path, shard: str, clip_ids: list[str]) -> Iterator[Finding]:
@@ -201,20 +229,15 @@ Place = tuple[int, int]
 """Offset and size of a member's content in its tar."""
 
 
-def _sample_members(
-    row: dict[str, Any], places: dict[str, Place], names: dict[Place, str]
-) -> dict[str, tuple[str, Place]]:
-    """extension -> (name in the tar, place by the sidecar; by the tar for audio, which the sidecar does not list).
-
-    `names` says how the owner of a foreign tar spelled the member at a place; it is empty for our own tars.
-    """
+def _sample_members(row: dict[str, Any], places: dict[str, Place]) -> dict[str, tuple[str, Place]]:
+    """extension -> (name in the tar, place by the sidecar; by the tar for audio, which the sidecar does not list)."""
     found: dict[str, tuple[str, Place]] = {}
     for column, extension in (("media", row["media_ext"]), ("json", "json"), ("txt", "txt")):
         place = (row[f"{column}_offset"], row[f"{column}_size"])
         if place[0] >= 0:
-            found[extension] = (names.get(place, f"{row['key']}.{extension}"), place)
+            found[extension] = (f"{row['key']}.{extension}", place)
     audio = f"{row['key']}.mka"
-    if not names and audio in places:
+    if audio in places:
         found["mka"] = (audio, places[audio])
     return found
 

@@ -1,9 +1,10 @@
-"""What is wrong with one sample, read as training will: its JSON, its texts, its media, its audio.
+"""What is wrong with one sample, read as training reads it: its JSON, its texts, its media, its audio.
 
-for problem in sample_problems(row, members): ...             # a sample of ours; members: extension -> content
-for problem in foreign_problems(row, members, manifest): ...  # a sample of an indexed foreign set
+for problem in sample_problems(row, members, block, place): ...       # a sample of ours
+for problem in foreign_problems(row, block, place, subtitle_from, caption_from): ...      # of an indexed foreign set
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,17 +15,20 @@ import av
 import av.error
 import numpy as np
 
-from pipeline.data.format import SAMPLE_JSON_FIELDS, sample_key
-from pipeline.data.frames import DamagedMedia, open_clip_bytes
-from preprocess.records import clean_text
+from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, SAMPLE_JSON_FIELDS, sample_key
+from pipeline.data.frames import open_clip_bytes
+from pipeline.data.index import Place
+from pipeline.data.sample import Sample, bad_where_it_fails, open_block
+from pipeline.data.storage import DamagedSample
+from pipeline.data.tar import TarDamage, TarWalk, split_name
 
 
-def sample_problems(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Iterator[str]:
-    """What is wrong with a sample that `preprocess.run` wrote."""
+def sample_problems(row: Mapping[str, Any], members: Mapping[str, bytes], block: bytes, place: Place) -> Iterator[str]:
+    """What is wrong with a sample that `preprocess.run` wrote. `members`: extension -> content, by the sidecar."""
     try:
         facts = json.loads(members["json"])
         text = members["txt"].decode("utf-8")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield f"its json or txt cannot be read: {error}"
         return
     if missing := [name for name in SAMPLE_JSON_FIELDS if name not in facts]:
@@ -34,10 +38,10 @@ def sample_problems(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Ite
         yield f"its json speaks of {facts['clip_id']!r}"
     if text != (facts["subtitle"] or ""):
         yield "its txt is not the subtitle of its json"
-    yield from _text_lengths(row, facts["subtitle"], facts["caption"])
     media = members[row["media_ext"]]
     if hashlib.sha256(media).hexdigest() != facts["sha256"]:
         yield "its media differs from the hash in its json"
+    yield from _as_training_reads(row, block, place, DEFAULT_SUBTITLE_FROM, DEFAULT_CAPTION_FROM)
     frames, problem = _decode(media, row["media_ext"])
     if frames is None:
         yield problem
@@ -49,41 +53,62 @@ def sample_problems(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Ite
 
 
 def foreign_problems(
-    row: Mapping[str, Any], members: Mapping[str, bytes], subtitle_from: str, caption_from: str
+    row: Mapping[str, Any], block: bytes, place: Place, subtitle_from: str, caption_from: str
 ) -> Iterator[str]:
     """What is wrong with a sample of somebody else's tar: its media and the texts that the index counted."""
-    frames, problem = _decode(members[row["media_ext"]], row["media_ext"])
+    yield from _misplaced(row, block)
+    yield from _as_training_reads(row, block, place, subtitle_from, caption_from)
+    try:
+        sample = open_block(block, place, subtitle_from="", caption_from="", verify_media=False)
+    except DamagedSample:
+        return
+    frames, problem = _decode(sample.media, sample.ext)
     if frames is None:
         yield problem
     elif row["num_frames"] != len(frames):
         yield f"it has {len(frames)} frames, but {row['num_frames']} in its sidecar"
-    yield from _text_lengths(row, text_at(members, subtitle_from), text_at(members, caption_from))
 
 
-def _text_lengths(row: Mapping[str, Any], subtitle: str | None, caption: str | None) -> Iterator[str]:
-    if (len(subtitle or ""), len(caption or "")) != (row["subtitle_chars"], row["caption_chars"]):
-        yield "its texts have other lengths than the sidecar says"
+def _misplaced(row: Mapping[str, Any], block: bytes) -> Iterator[str]:
+    """Columns of the sidecar that do not say where a member lies in its sample's block."""
+    places: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(TarDamage):  # what training makes of that is found behind this
+        for member in TarWalk(lambda offset, size: block[offset : offset + size], len(block)):
+            if member.kind == "file" and (named := split_name(member.name)) is not None:
+                places[named[1]] = (row["offset"] + member.data_offset, member.size)
+    for column, extension in (("media", row["media_ext"]), ("json", "json"), ("txt", "txt")):
+        if places.get(extension, (-1, 0)) != (row[f"{column}_offset"], row[f"{column}_size"]):
+            yield f"its {extension} is not where the sidecar says"
 
 
-def text_at(members: Mapping[str, bytes], place: str) -> str | None:
-    """The text at `txt` or `json:FIELD`, however its owner wrote it; None where there is none."""
-    if place == "txt":
-        return clean_text(members.get("txt", b"").decode("utf-8", "replace"))
-    if place:
+def _as_training_reads(
+    row: Mapping[str, Any], block: bytes, place: Place, subtitle_from: str, caption_from: str
+) -> Iterator[str]:
+    """What keeps training from reading the sample, or differs from what the sidecar says of it."""
+    sample: Sample | None = None
+    for verify_media in (True, False):
         try:
-            facts = json.loads(members.get("json", b"").decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            return None
-        return clean_text(facts.get(place.removeprefix("json:"))) if isinstance(facts, dict) else None
-    return None
+            sample = open_block(
+                block, place, subtitle_from=subtitle_from, caption_from=caption_from, verify_media=verify_media
+            )
+            break
+        except DamagedSample as error:
+            if verify_media:
+                yield f"training masks it: {error}"
+    if sample is not None and (len(sample.subtitle), len(sample.caption)) != (
+        row["subtitle_chars"],
+        row["caption_chars"],
+    ):
+        yield "its texts have other lengths than the sidecar says"
 
 
 def _decode(media: bytes, extension: str) -> tuple[np.ndarray | None, str]:
     """All frames, or why there are none."""
     try:
-        clip = open_clip_bytes(media, extension)
-        return clip.read(range(clip.num_frames)), ""
-    except (DamagedMedia, ValueError) as error:
+        with bad_where_it_fails("media_undecodable"):
+            clip = open_clip_bytes(media, extension)
+            return clip.read(range(clip.num_frames)), ""
+    except DamagedSample as error:
         return None, f"its media cannot be decoded: {error}"
 
 

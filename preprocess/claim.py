@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from pipeline.config import read_yaml, to_yaml
+from pipeline.config_difference import differences, listed, with_defaults
 from pipeline.errors import InputError, MachineFault, RunError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
 from preprocess.faults import refuse_trouble
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.pack import read_facts
+from preprocess.plan import Plan
 from preprocess.publish import sole_writer, write_atomically
 from preprocess.published import published_shards
 from preprocess.swap import recover
@@ -30,9 +31,17 @@ BYTES_KEYS = ("seed", "ffmpeg_version", "rendering", "clips", "shards", "limits"
 """What decides the bytes of a shard; paths and worker counts are free to change."""
 
 
-def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> str:
+RENDERER_KEYS = ("ffmpeg_version", "rendering")
+"""Which code drew the pictures: no user sets it, and an upgrade changes it."""
+
+
+def claim_folder(config: PreprocessConfig, *, for_retry: bool = False) -> str:
     """Write config.yaml into a new folder; returns the config hash of its shards. A folder that holds shards of another
-    config is an `InputError`; before the first shard the last one to come has it."""
+    config is an `InputError`; before the first shard the last one to come has it.
+
+    An upgrade does not close a set: of one in which no shard is missing nothing is drawn any more, and a round of retry
+    (`for_retry`) has a config hash of its own, so that its limits may differ too.
+    """
     recover(config.output)  # a shard that a kill left set aside counts
     path, versions_path = config.output / "config.yaml", config.output / "versions.json"
     resolved = _without_device(yaml.safe_load(to_yaml(config)))
@@ -42,9 +51,10 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
     if shards:
         _mend(config, shards, versions)
         claimed = _read_versions(versions_path)
-        before = _without_device(_with_defaults(read_yaml(path))) | claimed
-        keys = [key for key in BYTES_KEYS if not (limits_may_differ and key == "limits")]
-        differing = differing_keys(before, resolved | versions, keys)
+        before = _without_device(with_defaults(PreprocessConfig, read_yaml(path))) | claimed
+        free = ("limits", *RENDERER_KEYS) if for_retry else RENDERER_KEYS if _is_whole(config.output, shards) else ()
+        keys = [key for key in BYTES_KEYS if key not in free]
+        differing = differences(before, resolved | versions, only=keys)
         if differing and claimed == versions:  # then nothing does, and the file has lost a part
             print(f"{path} is damaged; it is written anew", file=sys.stderr, flush=True)
             with sole_writer(config.output, path.name):
@@ -52,9 +62,10 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
         elif differing:
             # One task of an array with another ffmpeg than those before it: the node is the odd one, not the config.
             is_node = config.tasks.count > 1 and all(item.startswith("ffmpeg_version ") for item in differing)
+            older = "" if claimed.get("rendering") == RENDERING else "finish it with the release that began it, "
             raise (MachineFault if is_node else InputError)(
-                f"{config.output} belongs to another config, it differs in {', '.join(differing)}; "
-                "give another output, or remove the folder to start over"
+                f"{config.output} belongs to another config, it differs in {listed(differing)}; "
+                f"{older}give another output, or remove the folder to start over"
             )
         # The hash stays that of the first shards, also where an option came since with a default that changes nothing.
         return str(claimed.get("config_hash") or _hash_of(config.output, shards[:1]) or config_hash)
@@ -66,6 +77,14 @@ def claim_folder(config: PreprocessConfig, limits_may_differ: bool = False) -> s
     except OSError as error:
         raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
     return config_hash
+
+
+def _is_whole(output: Path, shards: Sequence[str]) -> bool:
+    """Whether every planned shard is published. A plan that is gone or damaged does not say so."""
+    try:
+        return set(Plan.open(output / "plan").clip_counts()) <= set(shards)
+    except InputError:
+        return False
 
 
 def check_claim(output: Path, shard: str, config_hash: str) -> None:
@@ -151,37 +170,7 @@ def _hash_of(output: Path, shards: Sequence[str]) -> str:
     return ""
 
 
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the options that came later at their defaults."""
-    try:
-        return PreprocessConfig.model_validate(saved).model_dump(mode="json")
-    except ValidationError:
-        return saved
-
-
 def _without_device(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved config without the captioner's placement, which `content_hash` leaves out too."""
     captioner = {name: value for name, value in resolved.get("captioner", {}).items() if name not in PLACEMENT}
     return {**resolved, "captioner": captioner}
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """Those of `keys` (dotted) that are not equal, with both values."""
-    found: list[str] = []
-    for key in keys:
-        old, new = _dig(before, key), _dig(now, key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names = sorted({name for name in old | new if old.get(name) != new.get(name)})
-            found += [f"{key}.{name} ({old.get(name)} there, {new.get(name)} now)" for name in names]
-        else:
-            found.append(f"{key} ({old} there, {new} now)")
-    return found
-
-
-def _dig(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value

@@ -21,21 +21,22 @@ _SPACES = {"bt601": _BT601, "bt2020": "bt2020ncl"}
 def shape(frames: "ffmpeg.nodes.FilterableStream", probe: Probe, clips: ClipsConfig) -> "ffmpeg.nodes.FilterableStream":
     """Scale to the delivered size and convert the colours; full range for JPEGs, as every decoder takes them to be."""
     side = clips.size_px
-    if clips.resize == "squash":
-        frames = _scale(frames, probe.matrix, probe.full_range, w=str(side), h=str(side))
+    to_full = clips.codec == "mjpeg"
+    size = {"w": str(side), "h": str(side)} if clips.resize == "squash" else _short_side(side)
+    if probe.matrix == "rgb":  # it has to become YUV by some matrix: at once by the right one
+        frames = _scale(frames, "bt601", True, to_full, **size)
     else:
-        frames = _scale(frames, probe.matrix, probe.full_range, **_short_side(side))
+        frames = _scale(frames, probe.matrix, probe.full_range, probe.full_range, **size)
     if clips.resize == "center_crop":
         frames = frames.filter("crop", side, side)
-    to_full = clips.codec == "mjpeg"
     space = _SPACES.get(probe.matrix, probe.matrix)
-    if space != _BT601 or probe.full_range != to_full:
+    if space not in ("rgb", _BT601) or (space == _BT601 and probe.full_range != to_full):
         # Primaries and transfer stay as they are: equal names on both sides say so.
         same = {"iprimaries": "bt709", "primaries": "bt709", "itrc": "bt709", "trc": "bt709", "fast": 1}
         ranges = {"irange": _range_word(probe.full_range), "range": _range_word(to_full)}
         frames = frames.filter("format", "yuv444p")
         frames = frames.filter("colorspace", ispace=space, space=_BT601, format="yuv444p", **ranges, **same)
-        frames = _scale(frames, "bt601", to_full)  # to half the chroma
+        frames = _scale(frames, "bt601", to_full, to_full)  # to half the chroma
     return frames.filter("setsar", 1).filter("format", "yuvj420p" if to_full else "yuv420p")
 
 
@@ -51,12 +52,12 @@ def _short_side(side: int) -> dict[str, str]:
 
 
 def _scale(
-    frames: "ffmpeg.nodes.FilterableStream", matrix: str, full: bool, **size: str
+    frames: "ffmpeg.nodes.FilterableStream", matrix: str, is_full: bool, to_full: bool, **size: str
 ) -> "ffmpeg.nodes.FilterableStream":
-    """Scale and leave the colours alone."""
-    word = _range_word(full)
+    """Scale and leave the colours alone, but for those of RGB, which become YUV of `matrix` and range."""
+    ranges = {"in_range": _range_word(is_full), "out_range": _range_word(to_full)}
     matrices = {"in_color_matrix": matrix, "out_color_matrix": matrix}
-    return frames.filter("scale", **size, flags=_FLAGS, in_range=word, out_range=word, **matrices)
+    return frames.filter("scale", **size, flags=_FLAGS, **ranges, **matrices)
 
 
 def _range_word(full: bool) -> str:

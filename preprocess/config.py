@@ -75,12 +75,13 @@ class PreprocessConfig(Section):
     retry: RetryConfig = RetryConfig()
 
 
-RENDERING = 3
+RENDERING = 4
 """Raised with every change of the code that gives other bytes for the same config, so that no set mixes the two.
 
 2: colours by ffmpeg's `colorspace` filter, no longer by swscale.
 3: pixels that are not square, sizes that change on the way, texts of the metadata as one line, the place of audio in
 its clip, H.264 without x264's macroblock tree.
+4: mirrored sources, sources in RGB, which of several video streams, no frame after the end of the video.
 """
 
 

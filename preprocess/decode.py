@@ -9,6 +9,7 @@ not write files.
 
 import contextlib
 import functools
+import math
 import os
 import re
 import resource
@@ -39,6 +40,8 @@ from preprocess.select import OPEN_END, Grid, Slots, select_expression
 from preprocess.thin import OddPacket, Wanted, feed_needed
 
 _TIME_BASE = 90_000
+_REPEATS = 2000
+"""Frames, at the finest clock of a container (90 kHz) longer than a slot of the coarsest grid (50 a second)."""
 _STDERR_BYTES = 4096
 _NEARLY = 0.8
 """An ffmpeg that failed with this share of its memory in use is taken to have run out of it: decoders call a failed
@@ -117,12 +120,20 @@ def decode_command(
         **({"skip_frame": "noref"} if clips.fast else {}),
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
-    # The last frame stays on the screen for as long as the others: one more of it marks its end.
-    frames = source["0" if path is None else str(probe.stream_index)].filter("tpad", stop=1, stop_mode="clone")
+    frames = source["0" if path is None else str(probe.stream_index)]
+    end_slots = [max(span.last for span in spans) + 1]
+    if probe.end_s is not None:
+        # ffmpeg does not always know how long the last frame stays, nor the rate at which `tpad` counts: it is repeated
+        # until it has a slot of its own, then from slot to slot, and the end of the video cuts the rest off.
+        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
+        frames = frames.filter("tpad", stop=_REPEATS, stop_mode="clone")
+    elif path is None:  # NUT tells nothing of it
+        frames = frames.filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
-    last = max(span.last for span in spans)
-    if last < OPEN_END:
-        frames = frames.filter("trim", end=float((last + 1) / grid.grid_fps))
+    if probe.end_s is not None:
+        frames = frames.filter("tpad", stop=-1, stop_mode="clone")
+    if min(end_slots) < OPEN_END:
+        frames = frames.filter("trim", end=float(min(end_slots) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = shape(frames, probe, clips)
     codec: dict[str, Any] = (

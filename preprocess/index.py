@@ -3,51 +3,53 @@
     python -m preprocess.index FOREIGN_FOLDER OUTPUT [--caption-from txt] [--subtitle-from json:subtitle]
 
 The tars stay where they are; OUTPUT gets links to them, a sidecar for each and a manifest, and is a source like any
-other. A sample is a run of adjacent members with one key; it counts if it holds a video or an image, and is listed in
-the failures otherwise, as are a key that came before and the rest of a tar that is cut short. Nothing in a tar is
-unpickled or run; only places and sizes are read, and the texts.
+other. A sample is a run of adjacent members with one key; it counts if training can read it, and is listed in the
+failures otherwise, as are a key that came before and the rest of a tar that is damaged. What no sample is made of
+(links, AppleDouble files, compressed tars) is counted and named. Nothing in a tar is unpickled or run.
 """
 
 import argparse
 import hashlib
-import io
-import json
-import math
-import tarfile
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION, Reason
-from pipeline.data.frames import DamagedMedia, open_clip_bytes
-from pipeline.errors import InputError, run_command
+import pyarrow.parquet as pq
+
+from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION
+from pipeline.errors import InputError, RunError, run_command
 from preprocess.failures import FailureTable
-from preprocess.merge import published_shards, summarise_shards
+from preprocess.index_tar import ForeignTar, PassedOver, file_system_errors_named
+from preprocess.merge import summarise_shards
 from preprocess.pack import read_facts, write_sidecar
 from preprocess.publish import publish, remove_leftovers, temporary_path
-from preprocess.records import Failure, clean_text, printable
+from preprocess.published import published_shards
+from preprocess.records import Failure, printable
 
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-MAX_TEXT_BYTES = 1 << 20
 FOREIGN = "foreign"
 """The config hash in the sidecars of foreign tars."""
-
-
-@dataclass(slots=True)
-class Members:
-    """The members of one sample: extension -> (content offset, size)."""
-
-    key: str
-    offset: int
-    end: int = 0
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+_COMPRESSED_SUFFIXES = (
+    ".tar.gz",
+    ".tgz",
+    ".tar.zst",
+    ".tzst",
+    ".tar.bz2",
+    ".tbz",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+    ".tar.lz4",
+)
 
 
 def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_from: str) -> dict[str, Any]:
-    """Write sidecars and a manifest over all tars below `foreign`; returns the statistics."""
-    tars = _find_tars(foreign)
+    """Write sidecars and a manifest over all tars below `foreign`; returns the statistics.
+
+    They are those of every shard set and `passed_over`: kind -> {"count", "example"}.
+    """
+    passed_over = PassedOver()
+    tars = _find_tars(foreign, passed_over)
     _check_output(foreign, output)
     for name in ("shards", "failures"):
         (output / name).mkdir(parents=True, exist_ok=True)
@@ -55,21 +57,46 @@ def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_fro
         for path in (f"{shard}.parquet", f"{shard}.tar", f"failures/{Path(shard).name}.parquet"):
             (output / path).unlink(missing_ok=True)
     for shard, tar in tars.items():
-        index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from)
-    return summarise_shards(output, subtitle_from=subtitle_from, caption_from=caption_from)
+        passed_over.update(index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from))
+    extra = {"passed_over": passed_over.facts()}
+    return summarise_shards(output, subtitle_from=subtitle_from, caption_from=caption_from, extra=extra)
 
 
-def _find_tars(foreign: Path) -> dict[str, Path]:
-    """Shard name -> tar, for all tars below `foreign`."""
+def _find_tars(foreign: Path, passed_over: PassedOver) -> dict[str, Path]:
+    """Shard name -> tar, for all tars below `foreign`; folders that are links are entered."""
+    if not foreign.is_dir():
+        raise InputError(f"{foreign} holds no .tar file: there is no such folder; name the one that holds the tars")
     tars: dict[str, Path] = {}
-    for tar in sorted(foreign.rglob("*.tar")):
-        shard = printable(f"shards/{'-'.join(tar.relative_to(foreign).with_suffix('').parts)}")
+    for path in sorted(_files_below(foreign)):
+        name, relative = path.name.lower(), str(path.relative_to(foreign))
+        if name.endswith(_COMPRESSED_SUFFIXES):
+            passed_over.add("compressed tars (samples are read by offset: decompress them)", relative)
+        if not name.endswith(".tar"):
+            continue
+        if name.startswith("._"):
+            passed_over.add("AppleDouble files beside tars (._*)", relative)
+            continue
+        shard = printable(f"shards/{'-'.join(path.relative_to(foreign).with_suffix('').parts)}")
         if shard in tars:
-            raise InputError(f"{tars[shard]} and {tar} would share the name {shard}; rename one of them")
-        tars[shard] = tar
+            raise InputError(f"{tars[shard]} and {path} would share the name {shard}; rename one of them")
+        tars[shard] = path
     if not tars:
-        raise InputError(f"{foreign} holds no .tar file")
+        named = "".join(f"; passed over: {line}" for line in passed_over_lines(passed_over.facts()))
+        raise InputError(f"{foreign} holds no .tar file{named}")
     return tars
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; a folder that is reached twice, by links, counts once."""
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (path for name in names if (path := Path(place) / name).is_file())
 
 
 def _check_output(foreign: Path, output: Path) -> None:
@@ -88,35 +115,34 @@ def _check_output(foreign: Path, output: Path) -> None:
 
 
 def _is_ours(sidecar: Path) -> bool:
+    """Whether an index wrote it. One that cannot be read is known by the link beside it, and written anew."""
     try:
         return bool(read_facts(sidecar)["config_hash"] == FOREIGN)
     except (OSError, ValueError, KeyError):
-        return False
+        return sidecar.with_suffix(".tar").is_symlink()
 
 
-def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitle_from: str) -> None:
+def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitle_from: str) -> PassedOver:
     """The sidecar and the failures of one tar, and a link to it under the name of the shard."""
     rows: list[dict[str, Any]] = []
     sidecar, failures = output / f"{shard}.parquet", output / "failures" / f"{Path(shard).name}.parquet"
     for path in (sidecar, failures):
         remove_leftovers(path.parent, path.name)
-    with FailureTable(temporary_path(failures), shard) as table, open(tar, "rb") as stream:
-        for sample in read_samples(tar):
-            if isinstance(sample, Failure):
-                table.add(sample)
-                continue
-            row = describe(sample, stream, caption_from=caption_from, subtitle_from=subtitle_from)
-            if isinstance(row, Failure):
-                table.add(row)
+    reader = ForeignTar(tar, shard, caption_from=caption_from, subtitle_from=subtitle_from)
+    with FailureTable(temporary_path(failures), shard) as table:
+        for item in reader:
+            if isinstance(item, Failure):
+                table.add(item)
             else:
-                rows.append(row)
-        stream.seek(0)
+                rows.append(item)
+    with file_system_errors_named(tar), open(tar, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        num_bytes = stream.tell()
     facts = {
         "format_version": FORMAT_VERSION,
         "shard": shard,
         "shard_sha256": digest,
-        "shard_bytes": tar.stat().st_size,
+        "shard_bytes": num_bytes,
         "num_samples": len(rows),
         "num_failures": table.num_rows,
         "config_hash": FOREIGN,
@@ -128,119 +154,21 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
     link.symlink_to(tar.resolve())
     publish(temporary_path(failures), failures)
     publish(temporary_path(sidecar), sidecar)
+    return reader.passed_over
 
 
-def read_samples(tar: Path) -> Iterator[Members | Failure]:
-    """Runs of adjacent members with one key; a `Failure` for a key that came before, and for the rest of a cut tar."""
-    seen: set[str] = set()
-    cut_after = None
-    size = tar.stat().st_size
-    for sample in _read_runs(tar):
-        if sample.key in seen:
-            yield Failure(sample.key, "", Reason.DUPLICATE_CLIP, f"a key that came before in {tar.name}")
-            continue
-        seen.add(sample.key)
-        if sample.end <= size:
-            yield sample
-        else:
-            cut_after = sample.key
-    with open(tar, "rb") as stream:
-        stream.seek(-min(size, 2 * tarfile.BLOCKSIZE), io.SEEK_END)
-        closed = not any(stream.read())
-    if not closed:
-        where = f"in sample {cut_after}" if cut_after is not None else f"after {len(seen)} samples"
-        yield Failure(cut_after or "", "", Reason.VIDEO_UNREADABLE, f"{tar.name} is cut short {where}")
+def passed_over_lines(passed_over: dict[str, dict[str, Any]]) -> list[str]:
+    """A line per kind for people."""
+    return [f"{facts['count']:,} {kind}, such as {facts['example']}" for kind, facts in passed_over.items()]
 
 
-def _read_runs(tar: Path) -> Iterator[Members]:
-    """As `webdataset` groups them: the key is the part of the name before the first dot after the last slash."""
-    current: Members | None = None
-    try:
-        with tarfile.open(tar, "r:") as members:
-            for member in members:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key, extension = printable(f"{folder}/{stem}" if folder else stem), extension.lower()
-                if current is None or key != current.key or extension in current.places:
-                    if current is not None:
-                        yield current
-                    current = Members(key, member.offset)
-                current.places[extension] = (member.offset_data, member.size)
-                current.end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    except tarfile.TarError as error:
-        if current is None:
-            raise InputError(f"{tar} is no plain tar ({error}); unpack or remove it") from None
-    if current is not None:
-        yield current
-
-
-def describe(sample: Members, stream: Any, *, caption_from: str, subtitle_from: str) -> dict[str, Any] | Failure:
-    """The sidecar row of one foreign sample, or why it has none."""
-    extension = next((ext for ext in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS) if ext in sample.places), None)
-    if extension is None:
-        return Failure(sample.key, "", Reason.NO_VIDEO_STREAM, f"members {sorted(sample.places)[:10]}, none is media")
-    texts = _Texts(sample, stream)
-    facts = texts.facts
-    media = _read(stream, sample.places[extension])
-    try:
-        num_frames = open_clip_bytes(media, extension).num_frames
-    except (DamagedMedia, ValueError) as error:
-        return Failure(sample.key, "", Reason.VIDEO_UNREADABLE, str(error))
-    places = {name: sample.places.get(name, (-1, 0)) for name in ("json", "txt")}
-    return {
-        "key": sample.key,
-        "clip_id": printable(str(facts.get("clip_id") or facts.get("key") or sample.key)),
-        "video_id": printable(str(facts.get("video_id") or facts.get("videoID") or "")),
-        "offset": sample.offset,
-        "size": sample.end - sample.offset,
-        "media_ext": extension,
-        "media_offset": sample.places[extension][0],
-        "media_size": sample.places[extension][1],
-        **{f"{name}_offset": place[0] for name, place in places.items()},
-        **{f"{name}_size": place[1] for name, place in places.items()},
-        "num_frames": num_frames,
-        "duration_s": _duration_s(facts),
-        "subtitle_chars": len(texts.get(subtitle_from) or ""),
-        "caption_chars": len(texts.get(caption_from) or ""),
-    }
-
-
-class _Texts:
-    """The texts of a foreign sample, by the words `txt` and `json:FIELD`."""
-
-    def __init__(self, sample: Members, stream: Any) -> None:
-        self._sample, self._stream = sample, stream
-        self.facts: dict[str, Any] = {}
-        if "json" in sample.places and sample.places["json"][1] <= MAX_TEXT_BYTES:
-            try:
-                facts = json.loads(_read(stream, sample.places["json"]).decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                facts = {}
-            self.facts = facts if isinstance(facts, dict) else {}
-
-    def get(self, place: str) -> str | None:
-        if place.startswith("json:"):
-            return clean_text(self.facts.get(place.removeprefix("json:")))
-        if place == "txt" and "txt" in self._sample.places and self._sample.places["txt"][1] <= MAX_TEXT_BYTES:
-            return clean_text(_read(self._stream, self._sample.places["txt"]).decode("utf-8", "replace"))
-        return None
-
-
-def _duration_s(facts: dict[str, Any]) -> float:
-    try:
-        duration_s = float(facts["end_s"]) - float(facts["start_s"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return 0.0
-    return duration_s if math.isfinite(duration_s) else 0.0
-
-
-def _read(stream: Any, place: tuple[int, int]) -> bytes:
-    stream.seek(place[0])
-    data = stream.read(place[1])
-    assert isinstance(data, bytes)
-    return data
+def _commonest_failure(output: Path, stats: dict[str, Any]) -> str:
+    """The commonest reason, and the first row of the failures that has it."""
+    for path in sorted((output / "failures").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            if row["reason"] == next(iter(stats["reasons"])):
+                return f"{row['reason']} ({row['clip_id'] or path.stem}: {row['detail']})"
+    return "no tar holds a member with a key and an extension"
 
 
 def main(argv: list[str]) -> int:
@@ -262,6 +190,15 @@ def main(argv: list[str]) -> int:
         f"{options.output}: {stats['num_delivered']:,} samples in {stats['num_shards']:,} shards, "
         f"{stats['num_failed']:,} not usable; {stats['num_captions']:,} captions, {stats['num_subtitles']:,} subtitles"
     )
+    for reason, count in stats["reasons"].items():
+        print(f"  not usable: {count:,} {reason}")
+    for line in passed_over_lines(stats["passed_over"]):
+        print(f"  passed over: {line}")
+    if not stats["num_delivered"]:
+        raise RunError(
+            f"{options.foreign} has no usable sample; the commonest reason is "
+            f"{_commonest_failure(options.output, stats)}; see {options.output}/failures"
+        )
     return 0
 
 

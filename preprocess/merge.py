@@ -8,6 +8,7 @@ python -m preprocess.merge data/shards/hdvila
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from preprocess.claim import find_mixture
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
 from preprocess.publish import publish, sole_writer, temporary_path, write_atomically
-from preprocess.published import published_shards as published_shards
-from preprocess.published import refuse_damaged
+from preprocess.published import published_shards, refuse_damaged
 from preprocess.rounds import count_reasons, standing_failures
 from preprocess.swap import recover
 
+_SHOWN_PROBLEMS = 20
 USAGE = "usage: python -m preprocess.merge OUTPUT    (writes manifest.parquet and stats.json of a shard set)"
 
 
@@ -58,15 +59,17 @@ def merge(output: Path) -> dict[str, Any]:
     return stats
 
 
-def summarise_shards(output: Path, *, subtitle_from: str, caption_from: str) -> dict[str, Any]:
-    """Manifest and statistics of a set without a plan, whose texts may lie elsewhere: foreign tars."""
+def summarise_shards(
+    output: Path, *, subtitle_from: str, caption_from: str, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Manifest and statistics (with `extra`) of a set without a plan, whose texts may lie elsewhere: foreign tars."""
     rows = [_manifest_row(output, shard) for shard in published_shards(output)]
     reasons: Counter[str] = Counter()
     for row in rows:
         table = pq.read_table(output / "failures" / f"{Path(row['shard']).name}.parquet", columns=["reason"])
         reasons.update(table["reason"].to_pylist())
     stats = _totals(rows, reasons)
-    stats |= {"num_clips": stats["num_delivered"] + stats["num_failed"], "num_pending": 0}
+    stats |= {"num_clips": stats["num_delivered"] + stats["num_failed"], "num_pending": 0, **(extra or {})}
     _publish_summary(output, rows, stats, subtitle_from, caption_from)
     return stats
 
@@ -81,8 +84,18 @@ def _totals(rows: list[dict[str, Any]], reasons: Counter[str]) -> dict[str, Any]
         "num_captions": sum(row["num_captions"] for row in rows),
         "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
         "bytes": sum(row["shard_bytes"] for row in rows),
+        **_subtitle_problems([row["subtitle_problems"] for row in rows if row["subtitle_problems"]]),
         "manifest_hash": manifest_hash((row["shard"], row["shard_sha256"], row["sidecar_sha256"]) for row in rows),
     }
+
+
+def _subtitle_problems(of_shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Subtitle files that could not be read as a whole, where there are any."""
+    if not of_shards:
+        return {}
+    examples = [example for problems in of_shards for example in problems["examples"]][:_SHOWN_PROBLEMS]
+    num_files = sum(problems["num_files"] for problems in of_shards)
+    return {"subtitle_problems": {"num_files": num_files, "examples": examples}}
 
 
 def check_account(stats: dict[str, Any]) -> None:
@@ -111,20 +124,22 @@ def account(stats: dict[str, Any]) -> str:
         f"of the delivered: {stats['num_subtitles'] / delivered:.2%} with a subtitle, "
         f"{stats['num_captions'] / delivered:.2%} with a caption"
     )
+    if problems := stats.get("subtitle_problems"):
+        named = "; ".join(problems["examples"])
+        lines.append(f"of {problems['num_files']:,} subtitle files something could not be read: {named}")
     return "\n".join(lines)
 
 
-def nothing_delivered(output: Path, stats: dict[str, Any]) -> InputError:
-    """What is wrong with a set of which no clip was delivered: its commonest reason, with an example."""
-    if not stats["reasons"]:
-        return InputError(f"{output}: the metadata holds no clip; check metadata.files and metadata.layout")
-    reason, count = next(iter(stats["reasons"].items()))
-    rows = standing_failures(output, set(published_shards(output)))
-    row = next(row for row in rows if row["reason"] == reason)
-    where = f"clip {row['clip_id']!r}" if row["clip_id"] else "the metadata"
-    return InputError(
-        f"{output}: none of {stats['num_clips']:,} clips was delivered; {count:,} failed with {reason}, such as "
-        f"{where} ({row['detail']}); mend that, then run python -m preprocess.retry, or give another output"
+def check_delivered(output: Path, stats: dict[str, Any]) -> None:
+    """A finished set without one clip is a mistake that nobody should take for a set."""
+    if stats["num_delivered"] or stats["num_pending"]:
+        return
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats["reasons"].items()) or "the metadata name none"
+    first = next(standing_failures(output, set(published_shards(output))), None)
+    example = f"; one of them, {first['clip_id']!r}: {first['reason']}, {first['detail']}" if first else ""
+    raise RunError(
+        f"{output}: not one of {stats['num_clips']:,} clips was delivered ({reasons}){example}; mend that and run "
+        "python -m preprocess.retry, or remove the folder and start over"
     )
 
 
@@ -139,6 +154,7 @@ def _manifest_row(output: Path, shard: str) -> dict[str, Any]:
     return {
         "shard": shard,
         "config_hash": facts["config_hash"],
+        "subtitle_problems": facts.get("subtitle_problems"),
         "num_samples": facts["num_samples"],
         "num_failures": facts["num_failures"],
         "shard_bytes": facts["shard_bytes"],
@@ -180,9 +196,13 @@ def main(argv: list[str]) -> int:
         raise InputError("name one shard set folder")
     stats = merge(Path(argv[0]))
     print(account(stats), flush=True)
-    if stats["num_delivered"] == 0 and stats["num_pending"] == 0:
-        raise nothing_delivered(Path(argv[0]), stats)
-    return 0 if stats["num_pending"] == 0 else 1
+    check_delivered(Path(argv[0]), stats)
+    if stats["num_pending"]:
+        raise RunError(
+            f"{argv[0]} lacks shards ({stats['num_pending']} clips are pending); run the same command again that "
+            "writes them, preprocess.run or slurm_shards.py: it writes only what is missing"
+        )
+    return 0
 
 
 if __name__ == "__main__":

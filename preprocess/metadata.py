@@ -7,7 +7,7 @@ clip comes out once: inside a `Video`, or as a `Failure` that says what is wrong
 """
 
 import glob
-import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,13 @@ from pydantic import Field
 from pipeline.config import Section
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
-from preprocess.lines import BadRow, read_rows
+from preprocess.csv_rows import BadRow
+from preprocess.ids import KEEP_ALL_TEXTS, id_text
+from preprocess.lines import read_rows
 from preprocess.records import Clip, Failure, Video, clean_text
+from preprocess.times import parse_time
 
 MAX_ID_CHARS = 1024
-_MAX_TIME_S = 1e7
 
 
 class ColumnsConfig(Section):
@@ -55,7 +57,8 @@ class MetadataConfig(Section):
 
 
 def find_files(patterns: tuple[str, ...]) -> list[Path]:
-    """The files of `patterns`, sorted, each once. A pattern without any file is an `InputError`."""
+    """The files of `patterns` in the order given, those of one pattern sorted, each once. A pattern without any file is
+    an `InputError`."""
     found: dict[str, Path] = {}
     for pattern in patterns:
         # Path.glob takes no absolute patterns.
@@ -65,41 +68,35 @@ def find_files(patterns: tuple[str, ...]) -> list[Path]:
         for hit in hits:
             if not Path(hit).is_file():
                 raise InputError(f"metadata.files: there is no file {hit}; download the metadata or change the path")
-            found[hit] = Path(hit)
-    return [found[name] for name in sorted(found)]
+            found.setdefault(hit, Path(hit))
+    return list(found.values())
 
 
 def read_metadata(config: MetadataConfig, max_line_bytes: int) -> Iterator[Video | Failure]:
     """Every clip of every file, in file order."""
     for path in find_files(config.files):
-        for row in read_rows(path, max_line_bytes):
-            if isinstance(row, BadRow):
-                yield Failure("", "", Reason.METADATA_INVALID, f"{row.where}: {row.problem}")
-            elif config.layout == "hdvila":
-                yield from _hdvila_row(row)
-            else:
-                yield from _table_row(row, config.columns)
+        yield from read_file(path, config, max_line_bytes)
 
 
-def parse_time(value: Any) -> float:
-    """Seconds from a number, '12.5' or 'HH:MM:SS.mmm'. Raises ValueError for anything else."""
-    if type(value) is str and len(value) == 12 and value[2] == value[5] == ":" and value[8] == ".":
-        # HD-VILA's own form, 200 million times in its metadata: in whole milliseconds, five times faster.
-        digits = value[:2] + value[3:5] + value[6:8] + value[9:]
-        if digits.isascii() and digits.isdigit():
-            minutes = int(digits[:2]) * 60 + int(digits[2:4])
-            return (minutes * 60_000 + int(digits[4:])) / 1000
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is no time")
-    seconds = 0.0
-    for part in str(value).strip().replace(",", ".").split(":"):
-        number = float(part)
-        if number < 0:
-            raise ValueError(f"{value!r} is negative")
-        seconds = seconds * 60 + number
-    if not math.isfinite(seconds) or seconds > _MAX_TIME_S:
-        raise ValueError(f"{value!r} is out of range")
-    return round(seconds, 6)
+def read_file(path: Path, config: MetadataConfig, max_line_bytes: int) -> Iterator[Video | Failure]:
+    """Every clip of one file."""
+    texts = [name for name in (config.columns.subtitle, config.columns.caption) if name]
+    num_lists = 0
+    for row in read_rows(path, max_line_bytes):
+        if isinstance(row, BadRow):
+            yield Failure("", "", Reason.METADATA_INVALID, f"{row.where}: {row.problem}")
+        elif config.layout == "hdvila":
+            yield from _hdvila_row(row)
+        else:
+            num_lists += any(isinstance(row.get(name), list) and len(row[name]) > 1 for name in texts)
+            yield from _table_row(row, config.columns)
+    if num_lists:
+        print(
+            f"metadata.files: {num_lists:,} rows of {path} hold several texts, of each the first stays; "
+            f"{KEEP_ALL_TEXTS}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _hdvila_row(row: dict[str, Any]) -> Iterator[Video | Failure]:
@@ -141,9 +138,8 @@ def _with_span(
     except (ValueError, OverflowError) as error:
         return Failure(clip_id, video_id, Reason.SPAN_INVALID, str(error))
     if end_s is not None and end_s <= start_s:
-        return Failure(
-            clip_id, video_id, Reason.SPAN_INVALID, f"the span ends at {end_s} s, before its start {start_s}"
-        )
+        where = f"at its start, {start_s} s" if end_s == start_s else f"at {end_s} s, before its start at {start_s} s"
+        return Failure(clip_id, video_id, Reason.SPAN_INVALID, f"the span ends {where}")
     return Clip(clip_id, start_s, end_s, subtitle, caption)
 
 
@@ -152,21 +148,28 @@ def _table_row(row: dict[str, Any], columns: ColumnsConfig) -> Iterator[Video | 
         if name and name not in row:
             yield Failure("", "", Reason.METADATA_INVALID, f"a row has no column {name!r}, only {list(row)[:20]}")
             return
-    video_id = row[columns.video_id]
+    video_id = id_text(row[columns.video_id])
     start = row[columns.start] if columns.start else 0.0
     end = row[columns.end] if columns.end else None
     end = None if end == "" else end
     start = 0.0 if end is None and start in (None, "") else start
-    clip_id = row[columns.clip_id] if columns.clip_id else _default_id(video_id, start if columns.start else None)
+    clip_id = (
+        id_text(row[columns.clip_id]) if columns.clip_id else _default_id(video_id, start if columns.start else None)
+    )
     if problem := _video_id_problem(video_id):
         yield Failure(_named(clip_id), _named(video_id), Reason.METADATA_INVALID, problem)
         return
     if problem := _clip_id_problem(clip_id):
         yield Failure(_named(clip_id), _named(video_id), Reason.CLIP_ID_INVALID, problem)
         return
-    subtitle, caption = (clean_text(row.get(name)) if name else None for name in (columns.subtitle, columns.caption))
+    subtitle, caption = (_text(row.get(name)) if name else None for name in (columns.subtitle, columns.caption))
     outcome = _with_span(str(clip_id), str(video_id), start, end, subtitle, caption)
     yield outcome if isinstance(outcome, Failure) else Video(str(video_id), (outcome,))
+
+
+def _text(value: Any) -> str | None:
+    """A text, the first one of a list."""
+    return clean_text(value) if not isinstance(value, list) else next(filter(None, map(clean_text, value)), None)
 
 
 def _named(identity: Any) -> str:

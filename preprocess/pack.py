@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.format import FORMAT_VERSION, METADATA_KEY, SIDECAR_COLUMNS, sample_key
+from pipeline.errors import InputError
 from preprocess.failures import FailureTable
 from preprocess.publish import publish, remove_leftovers, sync_file, temporary_path
 from preprocess.records import Failure, Media
@@ -32,6 +33,7 @@ from preprocess.texts import ClipTexts
 
 _OWNER = "clip_vip"
 _MTIME = 0
+_FACTS = ("shard", "shard_sha256", "shard_bytes", "num_samples", "num_failures", "config_hash")
 
 
 @contextmanager
@@ -160,6 +162,10 @@ class ShardWriter:
             }
         )
 
+    def note(self, **facts: Any) -> None:
+        """Facts about the shard that its sidecar shall hold beside the usual ones."""
+        self._facts = {**self._facts, **facts}
+
     def fail(self, failure: Failure) -> None:
         """Append one row to the failures table."""
         self._failures.add(failure)
@@ -216,8 +222,25 @@ def write_sidecar(path: Path, rows: list[dict[str, Any]], facts: Mapping[str, An
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts in a sidecar's schema metadata."""
-    metadata = pq.read_schema(path).metadata or {}
-    facts = json.loads(metadata[METADATA_KEY])
+    """The facts in a sidecar's schema metadata. InputError for what is no sidecar, OSError where it cannot be read."""
+    try:
+        facts = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+        lacking = [name for name in _FACTS if name not in facts]
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # pyarrow's own complaints about the content have no number
+        raise _not_a_sidecar(path, str(error)) from None
+    except Exception as error:  # whatever damaged bytes make the reader raise
+        raise _not_a_sidecar(path, f"{type(error).__name__}: {error}") from None
+    if lacking:
+        raise _not_a_sidecar(path, f"its metadata lacks {', '.join(lacking)}")
     assert isinstance(facts, dict)
     return facts
+
+
+def _not_a_sidecar(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"{path} is damaged, or no sidecar of a shard ({' '.join(problem.split())[:200]}); remove it and run the "
+        "command that wrote it again: preprocess.run, or preprocess.index for foreign tars"
+    )

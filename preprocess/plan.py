@@ -104,7 +104,7 @@ class Plan:
         try:
             if verify and checks is not None and zlib.crc32(data) != checks[number]:
                 raise ValueError("its checksum is another one")
-            videos = tuple(video_of(json.loads(line)) for line in data.splitlines())
+            videos = tuple(video_of(json.loads(line)) for line in data.split(b"\n")[:-1])
             if verify and sum(len(video.clips) for video in videos) != self.num_clips(number):
                 raise ValueError("clips are missing")
         except (ValueError, TypeError, IndexError) as error:

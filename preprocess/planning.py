@@ -2,16 +2,18 @@
 
     metadata -> 256 buckets on disk by hash(seed, video id) -> each sorted -> `write_plan`
 
-The order of the metadata files, the number of tasks and the videos that happen to be here have no influence. What
-cannot be planned (broken lines, double clips, excluded ids) becomes `failures/plan.parquet`.
+The number of tasks and the videos that happen to be here have no influence, nor has the order of the metadata, but for
+one thing: of rows with the same clip id the first stays. What cannot be planned (broken lines, double clips, excluded
+ids) becomes `failures/plan.parquet`.
 
     plan = make_plan(output, config.metadata, config.shards, config.seed, max_line_bytes)
 """
 
-import array
+import hashlib
 import json
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.failures import FailureTable
 from preprocess.faults import refuse_trouble
+from preprocess.ids import KEEP_ALL_TEXTS, id_text
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
@@ -31,7 +34,9 @@ from preprocess.published import clips_of, published_shards
 from preprocess.records import Clip, Failure, Video
 
 NUM_BUCKETS = 256
+KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
+_KEYS_PER_PASS = 1 << 20
 _SHARDS_COMPARED = 16
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
@@ -42,16 +47,23 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     Raises `InputError` where shards were already made from another plan.
     """
     inputs = _fingerprint(metadata, shards, seed)
+    file_order = [str(path) for path in find_files(metadata.files)]
     output.mkdir(parents=True, exist_ok=True)
     target = output / "plan"
     with sole_writer(output, target.name):
         plan = _open_sound(output)
-        if plan is not None and plan.facts.get("inputs") == inputs:
+        # Plans of before have no order: that of the names was the only one.
+        if (
+            plan is not None
+            and plan.facts.get("inputs") == inputs
+            and plan.facts.get("file_order", file_order) == file_order
+        ):
             return plan
         fresh = temporary_path(target)
         fresh.mkdir()
         try:
-            facts = _build(fresh, metadata, shards, seed, max_line_bytes) | {"inputs": inputs}
+            facts = _build(fresh, metadata, shards, seed, max_line_bytes)
+            facts |= {"inputs": inputs, "file_order": file_order}
             (fresh / "plan.json").write_text(json.dumps(facts))
             _refuse_other_plan(output, Plan.open(fresh), plan)
             (output / "failures").mkdir(exist_ok=True)
@@ -118,7 +130,7 @@ def _holds_planned_clips(output: Path, shard: str, plan: Plan) -> bool:
 
 def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> dict[str, Any]:
     """What a plan depends on, without reading the files: names, sizes and times."""
-    files = [*find_files(metadata.files), *(Path(path) for path in metadata.exclude)]
+    files = [*sorted(find_files(metadata.files)), *(Path(path) for path in metadata.exclude)]
     try:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     except OSError as error:
@@ -137,8 +149,8 @@ def _build(
 ) -> dict[str, Any]:
     excluded = _read_excluded(metadata.exclude, max_line_bytes)
     with FailureTable(folder / "rejected.parquet", shard="plan") as rejected:
-        doubles = _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
-        facts = _merge_buckets(folder, shards.clips_per_shard, doubles, rejected)
+        _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
+        facts = _merge_buckets(folder, shards.clips_per_shard, _FirstOfDoubles.find(folder / "keys"), rejected)
         facts["num_rejected"] = rejected.num_rows
     return facts
 
@@ -149,7 +161,7 @@ def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str
     for name in files:
         path = Path(name)
         ids = _listed(path, max_line_bytes) if TABLE_SUFFIXES.isdisjoint(path.suffixes) else _ids(path, max_line_bytes)
-        excluded.update(_key_stem(text) for text in ids)
+        excluded.update(_listed_as(text) for text in ids)
     return frozenset(excluded)
 
 
@@ -157,7 +169,7 @@ def _listed(path: Path, max_line_bytes: int) -> Iterator[str]:
     for line in read_lines(path, max_line_bytes):
         if line.data is None:
             raise _unread(f"{path.name}:{line.number}", f"a line is longer than {max_line_bytes} bytes")
-        yield line.data.decode("utf-8-sig", "replace")
+        yield line.data.decode("utf-8", "replace")
 
 
 def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
@@ -171,7 +183,7 @@ def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
                 f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
                 f"{', '.join(list(row)[:20])}; rename one, or give a text file with one id a line"
             )
-        yield from (str(row[name]) for name in columns if row[name])
+        yield from (str(id_text(row[name])) for name in columns if row[name] not in (None, ""))
 
 
 def _unread(where: str, problem: str) -> InputError:
@@ -181,30 +193,32 @@ def _unread(where: str, problem: str) -> InputError:
 
 def _fill_buckets(
     folder: Path, items: Iterable[Video | Failure], excluded: frozenset[str], seed: int, rejected: FailureTable
-) -> np.ndarray:
-    """Spread the videos over bucket files; returns the sorted hashes of the clip keys that occur more than once."""
+) -> None:
+    """Spread the videos over bucket files, each line behind the number of its first clip in the order of the metadata,
+    and write the keys of all clips in that order into the file `keys` (`KEY`)."""
     buffers: list[bytearray] = [bytearray() for _ in range(NUM_BUCKETS)]
-    keys = array.array("Q")
-    for item in items:
-        if isinstance(item, Failure):
-            rejected.add(item)
-            continue
-        kept = []
-        for clip in item.clips:
-            if excluded and not excluded.isdisjoint((_key_stem(item.video_id), _key_stem(clip.clip_id))):
-                rejected.add(Failure(clip.clip_id, item.video_id, Reason.EXCLUDED, "on a list of metadata.exclude"))
-            else:
-                kept.append(clip)
-                keys.append(hash64(_key_stem(clip.clip_id)))
-        if kept:
-            number = hash64(f"{seed}:{item.video_id}")
-            buffer = buffers[number >> 56]
-            buffer += line_of(number, Video(item.video_id, tuple(kept)))
-            if len(buffer) > _BUFFER_BYTES:
-                _flush(folder, number >> 56, buffer)
+    num_clips = 0
+    with open(folder / "keys", "wb") as keys:
+        for item in items:
+            if isinstance(item, Failure):
+                rejected.add(item)
+                continue
+            kept = []
+            for clip in item.clips:
+                if excluded and not excluded.isdisjoint((_listed_as(item.video_id), _listed_as(clip.clip_id))):
+                    rejected.add(Failure(clip.clip_id, item.video_id, Reason.EXCLUDED, "on a list of metadata.exclude"))
+                else:
+                    kept.append(clip)
+                    keys.write(_key(clip.clip_id))
+            if kept:
+                number = hash64(f"{seed}:{item.video_id}")
+                buffer = buffers[number >> 56]
+                buffer += b"%d " % num_clips + line_of(number, Video(item.video_id, tuple(kept)))
+                num_clips += len(kept)
+                if len(buffer) > _BUFFER_BYTES:
+                    _flush(folder, number >> 56, buffer)
     for bucket, buffer in enumerate(buffers):
         _flush(folder, bucket, buffer)
-    return _doubles(keys)
 
 
 def _flush(folder: Path, bucket: int, buffer: bytearray) -> None:
@@ -214,76 +228,117 @@ def _flush(folder: Path, bucket: int, buffer: bytearray) -> None:
         buffer.clear()
 
 
-def _doubles(keys: "array.array[int]") -> np.ndarray:
-    if not keys:
-        return np.zeros(0, dtype=np.uint64)
-    hashes = np.frombuffer(keys, dtype=np.uint64)
-    hashes.sort()  # in place: 100 M clips are 800 MB here, once
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-
-
-def _merge_buckets(folder: Path, clips_per_shard: int, doubles: np.ndarray, rejected: FailureTable) -> dict[str, Any]:
-    first = _FirstOfDoubles(doubles)
+def _merge_buckets(
+    folder: Path, clips_per_shard: int, first: "_FirstOfDoubles", rejected: FailureTable
+) -> dict[str, Any]:
+    num_doubles = 0
 
     def videos() -> Iterator[tuple[int, Video]]:
+        nonlocal num_doubles
         for bucket in range(NUM_BUCKETS):
-            for number, video in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                yield number, _without_doubles(video, first, rejected) if len(doubles) else video
+            for number, video_id, clips in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
+                kept = tuple(clip for place, clip in clips if first(clip.clip_id, place))
+                if len(kept) < len(clips):
+                    num_doubles += len(clips) - len(kept)
+                    _reject_doubles(video_id, clips, first, rejected)
+                yield number, Video(video_id, kept)
 
-    return write_plan(folder, videos(), clips_per_shard, prefix="")
+    facts = write_plan(folder, videos(), clips_per_shard, prefix="")
+    if num_doubles:
+        print(
+            f"metadata.files: {num_doubles:,} rows repeat a clip id, of each the first stays; {KEEP_ALL_TEXTS}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return facts
+
+
+def _reject_doubles(
+    video_id: str, clips: "list[tuple[int, Clip]]", first: "_FirstOfDoubles", rejected: FailureTable
+) -> None:
+    for place, clip in clips:
+        if not first(clip.clip_id, place):
+            detail = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
+            rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, detail))
 
 
 class _FirstOfDoubles:
-    """Tells the first clip of a key from later ones, at 16 bytes a key: every clip may be there twice."""
+    """Tells the first clip of a key, in the order of the metadata, from later ones."""
 
-    def __init__(self, hashes: np.ndarray) -> None:
-        self._hashes = hashes
-        self._seen = np.zeros(len(hashes), dtype=np.uint64)
-        """Another hash of the key that came first; 0: none came yet."""
+    def __init__(self, hashes: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
+        self._hashes, self._checks, self._places = hashes, checks, places
 
-    def __call__(self, stem: str) -> bool:
-        number = np.uint64(hash64(stem))
-        place = int(np.searchsorted(self._hashes, number))
-        if place == len(self._hashes) or self._hashes[place] != number:
+    @classmethod
+    def find(cls, path: Path) -> "_FirstOfDoubles":
+        """Those of the file of `KEY`s at `path`, which is removed. At 8 bytes a clip, and 24 a key that is there twice:
+        every clip may be."""
+        hashes = np.fromfile(path, dtype=KEY)["hash"].copy() if path.stat().st_size else np.zeros(0, dtype="<u8")
+        hashes.sort()  # in place: 100 M clips are 800 MB here, once
+        doubles = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        del hashes
+        checks = np.zeros(len(doubles), dtype="<u8")
+        places = np.full(len(doubles), -1, dtype=np.int64)
+        if len(doubles):
+            keys = np.memmap(path, dtype=KEY, mode="r")
+            for start in range(0, len(keys), _KEYS_PER_PASS):
+                _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
+            del keys
+        path.unlink()
+        return cls(doubles, checks, places)
+
+    def __call__(self, clip_id: str, place: int) -> bool:
+        if not len(self._hashes):
+            return True
+        key = np.frombuffer(_key(clip_id), dtype=KEY)[0]
+        found = int(np.searchsorted(self._hashes, key["hash"]))
+        if found == len(self._hashes) or self._hashes[found] != key["hash"]:
             return True
         # Two keys with one hash of 64 bits are no doubles: among 100 M clips that happens once in 4,000 sets.
-        check = np.uint64(hash64(f"check:{stem}") | 1)
-        if self._seen[place] == 0:
-            self._seen[place] = check
-            return True
-        return bool(self._seen[place] != check)
+        return bool(self._places[found] == place or self._checks[found] != key["check"])
 
 
-def _sorted_bucket(path: Path) -> Iterator[tuple[int, Video]]:
-    """The videos of one bucket in order of their hash, each once, its clips in order of time."""
+def _note_first(keys: np.ndarray, start: int, doubles: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
+    """Enter check and place of the doubles that come for the first time in `keys`, which begin at place `start`."""
+    found = np.searchsorted(doubles, keys["hash"])
+    found[found == len(doubles)] = 0
+    offsets = np.flatnonzero((doubles[found] == keys["hash"]) & (places[found] < 0))
+    fresh, first = np.unique(found[offsets], return_index=True)
+    places[fresh] = start + offsets[first]
+    checks[fresh] = keys["check"][offsets[first]]
+
+
+def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[tuple[int, Clip]]]]":
+    """The videos of one bucket in order of their hash, each once: hash, id, and its clips in order of time, each behind
+    its place in the metadata."""
     if not path.exists():
         return
-    grouped: dict[tuple[int, str], list[Clip]] = {}
+    grouped: dict[tuple[int, str], list[tuple[int, Clip]]] = {}
     with open(path, "rb") as stream:
         for line in stream:
-            content = json.loads(line)
+            place, _, text = line.partition(b" ")
+            content = json.loads(text)
             video = video_of(content)
-            grouped.setdefault((content[0], video.video_id), []).extend(video.clips)
+            grouped.setdefault((content[0], video.video_id), []).extend(enumerate(video.clips, start=int(place)))
     path.unlink()
     for number, video_id in sorted(grouped):
-        yield number, Video(video_id, tuple(sorted(grouped[number, video_id], key=_clip_order)))
+        yield number, video_id, sorted(grouped[number, video_id], key=_clip_order)
 
 
-def _clip_order(clip: Clip) -> tuple[float, float, str, str, str]:
-    end_s = float("inf") if clip.end_s is None else clip.end_s
-    return clip.start_s, end_s, clip.clip_id, clip.subtitle or "", clip.caption or ""
+def _clip_order(item: tuple[int, Clip]) -> tuple[float, float, str, int]:
+    place, clip = item
+    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id, place
 
 
-def _without_doubles(video: Video, first: _FirstOfDoubles, rejected: FailureTable) -> Video:
-    kept = []
-    for clip in video.clips:
-        if first(_key_stem(clip.clip_id)):
-            kept.append(clip)
-        else:
-            rejected.add(Failure(clip.clip_id, video.video_id, Reason.DUPLICATE_CLIP, "a clip id that came before"))
-    return Video(video.video_id, tuple(kept))
+def _key(clip_id: str) -> bytes:
+    """What two clip ids must not share, the part that decides the key in the tar, as 16 bytes (`KEY`)."""
+    return hashlib.blake2b(_key_stem(clip_id).encode(), digest_size=16).digest()
+
+
+def _listed_as(name: str) -> str:
+    """An id as it is compared with the exclude lists."""
+    stem = _key_stem(name)
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def _key_stem(clip_id: str) -> str:
-    """What two clip ids must not share: the part that decides the key in the tar."""
     return clip_id.removesuffix(".mp4")

@@ -5,19 +5,20 @@ probe = probe_video(Path("x.mp4"), limits)      # ClipError with a reason where 
 
 import errno
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 
 from pipeline.data.format import Reason
+from pipeline.data.source import colours_of, end_of, video_stream, words_of
+from pipeline.data.turn import UPRIGHT, turn_of
 from preprocess.limits import LimitsConfig, open_source
 from preprocess.records import ClipError
 
 PROBE_TIMEOUT_S = 60.0
 
-_MATRIX_NAMES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
-_FULL_RANGE = 2
 _PROGRESSIVE = 1
 _RATE_TOLERANCE = 0.01
 
@@ -30,11 +31,12 @@ class Probe:
     width_px: int
     height_px: int
     matrix: str
-    """Colour matrix in ffmpeg's words; an untagged source is taken as BT.709 from 720 lines on, as BT.601 below."""
+    """Colour matrix and range as `pipeline.data.source.Colours` has them."""
     full_range: bool
-    """An untagged source is taken as limited range, unless its pixel format says otherwise."""
     audio_index: int | None
     """Stream index of the first audio stream."""
+    end_s: Fraction | None = None
+    """When the last frame ends, if the container tells."""
     can_be_thinned: bool = False
     """Whether frames that no other refers to can be left out packet by packet: upright, progressive H.264 at a constant
     rate in mp4 or Matroska."""
@@ -56,29 +58,28 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
             raise ClipError(Reason.FORBIDDEN_FORMAT, "the file's format is not on limits.formats") from None
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             raise ClipError(Reason.MEMORY_LIMIT, "opening needs more memory than limits.memory_mb allows") from None
-        raise ClipError(Reason.VIDEO_UNREADABLE, str(error).replace(str(path), path.name)) from None
+        raise ClipError(Reason.VIDEO_UNREADABLE, words_of(error).replace(str(path), path.name)) from None
 
 
 def _describe(container: av.container.InputContainer, limits: LimitsConfig) -> Probe:
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic and stream.codec_context is not None
-    ]
-    if not streams:
+    stream = video_stream(container)
+    if stream is None:
         raise ClipError(Reason.NO_VIDEO_STREAM, "no video stream")
-    codec = streams[0].codec_context
+    codec = stream.codec_context
     if codec.width * codec.height > limits.max_frame_pixels:
         raise ClipError(Reason.TOO_LARGE, f"frames of {codec.width}x{codec.height}")
     audio = container.streams.audio
+    colours = colours_of(stream)
+    can_be_thinned = _can_be_thinned(container, stream, limits)
     return Probe(
-        stream_index=streams[0].index,
+        stream_index=stream.index,
         width_px=codec.width,
         height_px=codec.height,
-        matrix=_MATRIX_NAMES.get(int(codec.colorspace), "bt709" if codec.height >= 720 else "bt601"),
-        full_range=int(codec.color_range) == _FULL_RANGE or str(codec.pix_fmt or "").startswith("yuvj"),
+        matrix=colours.matrix,
+        full_range=colours.full_range,
         audio_index=audio[0].index if audio else None,
-        can_be_thinned=_can_be_thinned(container, streams[0], limits),
+        end_s=end_of(container, stream),
+        can_be_thinned=can_be_thinned,
     )
 
 
@@ -96,10 +97,10 @@ def _can_be_thinned(container: av.container.InputContainer, stream: av.VideoStre
     base, average = stream.base_rate, stream.average_rate
     if not base or not average or abs(base / average - 1) > _RATE_TOLERANCE:
         return False
-    # Rotation is told beside the stream; a decoded frame carries it.
+    # Which way up is told beside the stream, and NUT has no place for it; a decoded frame carries it.
     codec.thread_count = 1
     codec.options = {"max_pixels": str(limits.max_frame_pixels)}
     try:
-        return next(container.decode(stream)).rotation == 0
+        return turn_of(next(container.decode(stream))) == UPRIGHT
     except (av.error.FFmpegError, StopIteration):
         return False

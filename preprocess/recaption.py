@@ -26,11 +26,11 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig, check_task
-from preprocess.merge import account, merge, published_shards
+from preprocess.merge import account, merge
 from preprocess.pack import ShardWriter, read_facts
 from preprocess.plan import Plan, hash64
 from preprocess.publish import sole_writer
-from preprocess.published import refuse_damaged
+from preprocess.published import published_shards, refuse_damaged
 from preprocess.records import Clip, Failure, Media
 from preprocess.swap import forget, recover, set_aside
 from preprocess.texts import ClipTexts

@@ -4,14 +4,10 @@ a shard or as a `Failure` in a table. Exactly one of the two, for every clip in 
     metadata -> Video(clips) -> plan -> decode -> Sample | Failure
 """
 
-import re
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data.format import Reason
-
-_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
-"""What no text holds: NUL, and halves of characters, as JSON writes an emoji that was cut in two."""
+from pipeline.data.texts import clean_text as clean_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +76,3 @@ class ClipError(Exception):
 def printable(text: str, max_chars: int = 1024) -> str:
     """`text` as valid Unicode without lone surrogates, cut to `max_chars`."""
     return text.encode("utf-8", "backslashreplace").decode()[:max_chars]
-
-
-def clean_text(value: Any) -> str | None:
-    """`value` as one line of valid text; None for anything that says nothing."""
-    if not isinstance(value, str):
-        return None
-    return " ".join(_NO_TEXT.sub(_shown, value).split()) or None
-
-
-def _shown(char: "re.Match[str]") -> str:
-    return " " if char[0] == "\0" else "\ufffd"

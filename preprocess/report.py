@@ -21,16 +21,24 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.data.format import METADATA_KEY
-from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
-from pipeline.errors import InputError, run_command
-from preprocess.audit_sample import text_at
-from preprocess.merge import published_shards
+from pipeline.data.format import SIDECAR_COLUMNS
+from pipeline.data.frames import open_clip_bytes, uniform_indices
+from pipeline.data.manifest_file import manifest_facts
+from pipeline.data.sample import bad_where_it_fails
+from pipeline.data.storage import DamagedSample
+from pipeline.data.texts import json_object, text_at
+from pipeline.errors import InputError, RunError, run_command
+from preprocess.pack import read_facts
 from preprocess.publish import sole_writer, write_atomically
+from preprocess.published import published_shards
 
 MAX_SHARDS = 200
 MAX_TEXTS = 2000
 _FRAMES_PER_CLIP = 4
+_STATS = (
+    *("num_clips", "num_delivered", "num_pending", "num_shards", "num_subtitles", "num_captions"),
+    *("reasons", "hours", "bytes", "manifest_hash"),
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
@@ -56,14 +64,11 @@ class SampleText:
 
 def render(output: Path, num_clips: int, seed: int) -> str:
     """The whole page."""
-    try:
-        stats = json.loads((output / "stats.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{output} has no stats.json ({error}); run python -m preprocess.merge on it") from None
+    stats = read_stats(output)
     rng = random.Random(seed)
     shards = published_shards(output)
     picked = sorted(rng.sample(shards, min(len(shards), MAX_SHARDS)))
-    rows = [(shard, row) for shard in picked for row in pq.read_table(output / f"{shard}.parquet").to_pylist()]
+    rows = [(shard, row) for shard in picked for row in _sidecar_rows(output, shard)]
     texts = _read_texts(output, rng.sample(rows, min(len(rows), MAX_TEXTS)))
     body = [
         f"<h1>{html.escape(output.name)}</h1>",
@@ -118,27 +123,65 @@ def _account_table(stats: dict[str, Any]) -> str:
         f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{(share or count / total):.2%}</td></tr>"
         for name, count, share in lines
     )
+    passed_over = "".join(
+        f"<p>Passed over: {facts['count']:,} {html.escape(kind)}, such as {html.escape(facts['example'])}</p>"
+        for kind, facts in stats.get("passed_over", {}).items()
+    )
     facts = (
         f"{stats['hours']:,.2f} hours, {stats['bytes'] / 1e9:,.3f} GB in {stats['num_shards']:,} shards. "
         f"Of the delivered clips {stats['num_subtitles'] / delivered:.2%} have a subtitle and "
         f"{stats['num_captions'] / delivered:.2%} a caption. Manifest {html.escape(stats['manifest_hash'])}."
     )
-    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>"
+    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>{passed_over}"
+
+
+def read_stats(output: Path) -> dict[str, Any]:
+    """stats.json, checked. Raises `InputError` with the way out."""
+    way_out = "run python -m preprocess.merge on it (preprocess.index for foreign tars)"
+    try:
+        stats = json.loads((output / "stats.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{output} has no stats.json ({error}); {way_out}") from None
+    lacking = sorted(set(_STATS) - set(stats if isinstance(stats, dict) else ()))
+    if not isinstance(stats, dict) or lacking:
+        raise InputError(f"{output}/stats.json is damaged: it lacks {', '.join(lacking)}; {way_out}")
+    return stats
+
+
+def _sidecar_rows(output: Path, shard: str) -> list[dict[str, Any]]:
+    path = output / f"{shard}.parquet"
+    read_facts(path)  # says what to do where it is no sidecar
+    table = pq.read_table(path)
+    if lacking := sorted(set(SIDECAR_COLUMNS) - set(table.column_names)):
+        raise InputError(f"{path} is no sidecar: it has no column {', '.join(lacking)}; write the shard again")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _read_texts(output: Path, picked: list[tuple[str, dict[str, Any]]]) -> list[SampleText]:
-    facts = json.loads((pq.read_schema(output / "manifest.parquet").metadata or {})[METADATA_KEY])
+    facts = manifest_facts(str(output))
     samples = []
     for shard, row in picked:
-        members = {}
-        with open(output / f"{shard}.tar", "rb") as stream:
-            for name in ("json", "txt"):
-                if row[f"{name}_offset"] >= 0:
-                    stream.seek(row[f"{name}_offset"])
-                    members[name] = stream.read(row[f"{name}_size"])
-        subtitle, caption = (text_at(members, facts[place]) for place in ("subtitle_from", "caption_from"))
-        samples.append(SampleText(shard, row, subtitle, caption))
+        places = [(name, row[f"{name}_offset"], row[f"{name}_size"]) for name in ("json", "txt")]
+        members = {name: _read_from_tar(output, shard, offset, size) for name, offset, size in places if offset >= 0}
+        try:
+            found = json_object(members["json"]) if "json" in members else {}
+        except ValueError:
+            found = {}
+        subtitle, caption = (text_at(facts[place], members, found) for place in ("subtitle_from", "caption_from"))
+        samples.append(SampleText(shard, row, subtitle or None, caption or None))
     return samples
+
+
+def _read_from_tar(output: Path, shard: str, offset: int, size: int) -> bytes:
+    try:
+        with open(output / f"{shard}.tar", "rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+    except FileNotFoundError:
+        raise InputError(
+            f"{output}/{shard}.tar is gone, its sidecar is there; run python -m preprocess.audit"
+        ) from None
 
 
 def _words(texts: Iterable[str | None]) -> list[float]:
@@ -146,9 +189,7 @@ def _words(texts: Iterable[str | None]) -> list[float]:
 
 
 def _clip_card(output: Path, sample: SampleText) -> str:
-    with open(output / f"{sample.shard}.tar", "rb") as stream:
-        stream.seek(sample.row["media_offset"])
-        media = stream.read(sample.row["media_size"])
+    media = _read_from_tar(output, sample.shard, sample.row["media_offset"], sample.row["media_size"])
     texts = "".join(
         f"<p><b>{kind}</b> {html.escape(text or '(none)')}</p>"
         for kind, text in (("subtitle", sample.subtitle), ("caption", sample.caption))
@@ -160,9 +201,10 @@ def _clip_card(output: Path, sample: SampleText) -> str:
 def _strip(media: bytes, extension: str) -> str:
     """Four frames side by side as an embedded JPEG."""
     try:
-        clip = open_clip_bytes(media, extension)
-        frames = clip.read(uniform_indices(clip.num_frames, _FRAMES_PER_CLIP))
-    except (DamagedMedia, ValueError):
+        with bad_where_it_fails("media_undecodable"):
+            clip = open_clip_bytes(media, extension)
+            frames = clip.read(uniform_indices(clip.num_frames, _FRAMES_PER_CLIP))
+    except DamagedSample:
         return "<p>(cannot be decoded)</p>"
     gap = max(2, frames.shape[2] // 50)
     spaced = [np.pad(frame, ((0, 0), (0, gap), (0, 0)), constant_values=255) for frame in frames]
@@ -186,6 +228,9 @@ def main(argv: list[str]) -> int:
     with sole_writer(options.output, page.name):
         write_atomically(page, text.encode())
     print(f"{page}: {len(text) / 1e6:.1f} MB")
+    if not (stats := read_stats(options.output))["num_delivered"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in stats["reasons"].items()) or "no clip is planned"
+        raise RunError(f"{options.output} holds no delivered clip ({reasons}); see its failures folder")
     return 0
 
 

@@ -25,8 +25,8 @@ from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task
 from preprocess.faults import FileSystemFault
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
-from preprocess.merge import account, merge, nothing_delivered
-from preprocess.metadata import find_files
+from preprocess.inputs import check_inputs
+from preprocess.merge import account, check_delivered, merge
 from preprocess.pins import check_sources
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
@@ -53,7 +53,7 @@ def run(config: PreprocessConfig) -> dict[str, Any]:
     """
     max_line_bytes = config.limits.max_line_mb * 2**20
     with _machine_to_blame(config):
-        find_files(config.metadata.files)  # before a folder is made for what cannot be read
+        check_inputs(config)  # before a folder is made for what cannot be read
         ffmpeg_version()
     config_hash = claim_folder(config)
     plan = make_plan(config.output, config.metadata, config.shards, config.seed, max_line_bytes)
@@ -162,12 +162,10 @@ def main(argv: list[str]) -> int:
     check_task(config.tasks)
     started = time.monotonic()
     stats = run(config)
-    if stats and stats["num_delivered"] == 0:
-        print(account(stats), flush=True)
-        raise nothing_delivered(config.output, stats)
-    print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
     if stats:
-        print(account(stats))
+        print(account(stats), flush=True)
+        check_delivered(config.output, stats)
+    print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
     return 0
 
 

@@ -33,6 +33,8 @@ from preprocess.records import Clip, ClipError, Failure, Media, Video
 from preprocess.texts import ClipTexts, Texts, text_folders
 from preprocess.videos import Roots, VideoLocator
 
+_SHOWN_PROBLEMS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class VideoDone:
@@ -107,6 +109,7 @@ def build_shard(
     seen = Seen()
     batches = CaptionBatches(tools.captioner, config.captioner, config.texts.require)
     facts = {**facts, "versions": {**facts["versions"], **tools.captioner_versions}}
+    tools.texts.take_problems()  # of a shard that was given up
     with ShardWriter(config.output, plan.name, facts) as writer:
         for video in plan.videos:
             failures_before, duration_before_s = writer.num_failures, writer.duration_s
@@ -119,6 +122,8 @@ def build_shard(
             yield VideoDone(len(video.clips), num_failures, duration_s, is_missing)
         check_share(before, seen, config.videos.max_missing_odds, plan.name)
         _write_all(writer, batches.finish())
+        if problems := tools.texts.take_problems():
+            writer.note(subtitle_problems={"num_files": len(problems), "examples": problems[:_SHOWN_PROBLEMS]})
         check_claim(config.output, plan.name, facts["config_hash"])
         if pinned_generation(config.output) != tools.generation:
             raise InputError(f"the text sources changed before {plan.name} was written; run the same command again")
@@ -177,5 +182,5 @@ def _decode(video_id: str, clips: list[Clip], tools: Tools) -> Iterator[Media | 
 def _find(video_id: str, locate: VideoLocator) -> Path:
     path = locate(video_id)
     if path is None:
-        raise ClipError(Reason.VIDEO_MISSING, "no file at videos.templates or videos.index")
+        raise ClipError(Reason.VIDEO_MISSING, locate.missing_detail(video_id))
     return path

@@ -1,45 +1,34 @@
 """WebVTT and SRT files beside the videos, cut to the span of a clip.
 
-    subtitle = SubtitleFiles("data/videos/{video_id}.en.vtt")(video_id, clip)      # str | None
+    subtitles = SubtitleFiles("data/videos/{video_id}.en.vtt")
+    subtitles(video_id, clip)          # str | None
+    subtitles.take_problems()          # what could not be read since the last call, a line for each file
 
-The words of a cue are spread evenly over its time, and those that fall into the span are taken: a clip that starts in
-the middle of a cue gets the second half of it. Markup goes; a line that only repeats the line before (the rolling
-captions of YouTube) is taken once.
+The words of a cue are spread over its time (`preprocess.cues`), and those whose moment falls into the span are taken: a
+clip that starts in the middle of a cue gets the second half of it. UTF-8 and UTF-16, with any line ends.
 """
 
-import html
-import itertools
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.lines import read_lines
-from preprocess.metadata import parse_time
+from pipeline.text_files import HEAD_BYTES, not_utf8_text, text_encoding
+from preprocess.cues import Cue, Unread, parse_cues
 from preprocess.records import Clip
-from preprocess.videos import is_file
+from preprocess.videos import fixed_folder, is_file, paths_of
 
-_ARROW = re.compile(r"^\s*([\d:.,]+)\s*-->\s*([\d:.,]+)")
-_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
-_MAX_LINE_BYTES = 1 << 16
 MAX_FILE_BYTES = 1 << 24
 """Ten hours of captions with a time for each word are a third of it; a larger file is no subtitle."""
+_MAX_STRAY_SHARE = 0.1
+"""Of a text in an encoding that is not UTF-8 but mostly ASCII a few letters are lost; of another nothing is left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cue:
-    """Words that are shown from `start_s` to `end_s`."""
+@dataclass(frozen=True)
+class SubtitleText:
+    """The cues of one file, and in a few words what of it could not be read; empty: all could."""
 
-    start_s: float
-    end_s: float
-    words: tuple[str, ...]
-
-    def between(self, start_s: float, end_s: float) -> list[str]:
-        """The words whose moment lies in [start_s, end_s)."""
-        step = (self.end_s - self.start_s) / len(self.words)
-        return [
-            word for number, word in enumerate(self.words) if start_s <= self.start_s + (number + 0.5) * step < end_s
-        ]
+    cues: list[Cue]
+    problem: str
 
 
 class SubtitleFiles:
@@ -49,63 +38,62 @@ class SubtitleFiles:
         self._template = template
         self._video_id: str | None = None
         self._cues: list[Cue] = []
+        self._problems: list[str] = []
 
     def __call__(self, video_id: str, clip: Clip) -> str | None:
         if video_id != self._video_id:
-            path = Path(self._template.format(video_id=video_id))
-            self._cues = read_cues(path) if is_file(path) and _is_of_sane_size(path) else []
-            self._video_id = video_id
+            self._open(video_id)
         end_s = float("inf") if clip.end_s is None else clip.end_s
-        cues = [cue for cue in self._cues if cue.start_s < end_s and clip.start_s < cue.end_s]
-        return " ".join(word for cue in cues for word in cue.between(clip.start_s, end_s)) or None
+        said = ""
+        for cue in self._cues:
+            if cue.start_s < end_s and clip.start_s <= cue.end_s:
+                for word in cue.words:
+                    if clip.start_s <= word.moment_s < end_s:
+                        said += word.text if word.is_joined else f" {word.text}"
+        return said.strip() or None
+
+    def take_problems(self) -> list[str]:
+        """What could not be read since the last call, in order: "path: problem". A file is told of once per call."""
+        problems, self._problems = self._problems, []
+        self._video_id = None
+        return problems
+
+    def _open(self, video_id: str) -> None:
+        self._cues, self._video_id = [], video_id
+        path = next((path for path in paths_of(self._template, video_id) if is_file(path)), None)
+        if path is None:
+            return
+        text = read_subtitles(path)
+        self._cues = text.cues
+        if text.problem:
+            print(f"texts: {path}: {text.problem}", file=sys.stderr, flush=True)
+            # The name below the fixed folder: sidecars hold it, and are the same wherever the set is made.
+            self._problems.append(f"{path.relative_to(fixed_folder(self._template))}: {text.problem}")
 
 
-def _is_of_sane_size(path: Path) -> bool:
-    if path.stat().st_size <= MAX_FILE_BYTES:
-        return True
-    print(f"texts: {path} is larger than {MAX_FILE_BYTES} bytes and is passed over", file=sys.stderr, flush=True)
-    return False
+def read_subtitles(path: Path) -> SubtitleText:
+    """The cues of a .vtt or .srt file in order of time. Whatever it holds is no error, but a `problem`."""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        return SubtitleText([], f"is larger than {MAX_FILE_BYTES:,} bytes and was passed over")
+    data = path.read_bytes()
+    encoding = text_encoding(data[:HEAD_BYTES])
+    if encoding.startswith("utf-8") and (complaint := not_utf8_text(data[:HEAD_BYTES])):
+        return SubtitleText([], complaint)
+    text = data.decode(encoding, "replace").replace("\0", " ")
+    num_stray = text.count("\ufffd") - (data.count("\ufffd".encode()) if encoding.startswith("utf-8") else 0)
+    problems = [f"{num_stray:,} bytes are no {encoding[:6].upper().rstrip('-')}, save it as UTF-8"] if num_stray else []
+    if num_stray > _MAX_STRAY_SHARE * sum(char.isalpha() or char == "\ufffd" for char in text):
+        return SubtitleText([], problems[0])
+    unread = Unread()
+    cues = parse_cues(text, unread)
+    if unread.count:
+        problems.append(f"{unread.count:,} time spans cannot be read, first {unread.first}")
+    elif not cues and text.strip() and not text.lstrip("\ufeff").startswith("WEBVTT"):
+        problems.append("holds no time span of WebVTT or SRT")
+    return SubtitleText(cues, "; ".join(problems))
 
 
 def read_cues(path: Path) -> list[Cue]:
-    """The cues of a WebVTT or SRT file in order of time; what is no cue is passed over."""
-    cues: list[Cue] = []
-    span: tuple[float, float] | None = None
-    lines: list[str] = []
-    last_line = ""
-    for line in [*_text_lines(path), ""]:
-        arrow = _ARROW.match(line)
-        if arrow or not line:
-            fresh = [text for before, text in itertools.pairwise([last_line, *lines]) if text != before]
-            words = tuple(" ".join(fresh).split())
-            if span is not None and words and span[1] > span[0]:
-                cues.append(Cue(*span, words))
-            last_line = lines[-1] if lines else last_line
-            span, lines = (_span(arrow) if arrow else None), []
-        elif span is not None:
-            lines.append(line)
-    return sorted(cues, key=lambda cue: (cue.start_s, cue.end_s))
-
-
-def _text_lines(path: Path) -> list[str]:
-    """The lines of the file without markup; an empty one where a blank line ends a cue."""
-    lines: list[str] = []
-    number = 0
-    for raw in read_lines(path, _MAX_LINE_BYTES):
-        if raw.data is None:
-            continue
-        if raw.number != number + 1:
-            lines.append("")
-        number = raw.number
-        text = raw.data.decode("utf-8-sig", "replace").replace("\0", " ")
-        clean = text if "-->" in text else html.unescape(_MARKUP.sub("", text))
-        if clean := clean.strip():
-            lines.append(clean)
-    return lines
-
-
-def _span(arrow: "re.Match[str]") -> tuple[float, float] | None:
-    try:
-        return parse_time(arrow[1]), parse_time(arrow[2])
-    except ValueError:
-        return None
+    """The cues of a file, whatever of it cannot be read left out."""
+    return read_subtitles(path).cues

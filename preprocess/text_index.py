@@ -29,12 +29,13 @@ _SIZES = "sizes.json"
 
 
 def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
-    """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns their number."""
+    """Write the index of `rows` below `folder`, atomically; the first text of an id wins. Returns how many rows repeat
+    an id."""
     fresh = temporary_path(folder)
     fresh.mkdir(parents=True)
     try:
         count = _write_texts(rows, fresh)
-        _concatenate(fresh, count)
+        num_repeated = _concatenate(fresh, count)
         sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
         (fresh / _SIZES).write_text(json.dumps(sizes))
         try:
@@ -44,7 +45,7 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
                 raise  # else another node, whose locks are not ours, has made the same
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return count
+    return num_repeated
 
 
 def index_folder(path: Path, output: Path, kind: str) -> Path:
@@ -54,18 +55,21 @@ def index_folder(path: Path, output: Path, kind: str) -> Path:
     return output / "plan" / kind / f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> None:
+def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     """Build the index in `folder` where there is none, or a damaged one; other tasks wait, ten gigabytes of texts are
-    indexed once."""
+    indexed once.
+
+    Returns how many rows repeat an id, 0 where the index was there."""
     if is_sound(folder):
-        return
+        return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder.parent, folder.name):
-        if not is_sound(folder):
-            if folder.exists():
-                print(f"{folder} is damaged; it is made anew", file=sys.stderr, flush=True)
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-            build_index(rows, folder)
+        if is_sound(folder):
+            return 0
+        if folder.exists():
+            print(f"{folder} is damaged; it is made anew", file=sys.stderr, flush=True)
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        return build_index(rows, folder)
 
 
 def is_sound(folder: Path) -> bool:
@@ -103,11 +107,12 @@ def _spill(folder: Path, number: int, bucket: list[tuple[int, int, int]]) -> Non
     bucket.clear()
 
 
-def _concatenate(folder: Path, count: int) -> None:
+def _concatenate(folder: Path, count: int) -> int:
+    """Sort the buckets into one index; returns how many of its hashes repeat the one before."""
     # An empty array cannot be memory-mapped: one row that no hash leads to.
     hashes = np.lib.format.open_memmap(folder / "hashes.npy", mode="w+", dtype="<u8", shape=(max(1, count),))
     places = np.lib.format.open_memmap(folder / "places.npy", mode="w+", dtype="<u8", shape=(max(1, count), 2))
-    position = 0
+    position = num_repeated = 0
     for number in range(_NUM_BUCKETS):
         path = folder / f"bucket_{number:02d}"
         if not path.exists():
@@ -118,9 +123,11 @@ def _concatenate(folder: Path, count: int) -> None:
         hashes[position:end] = entries["hash"]
         places[position:end, 0], places[position:end, 1] = entries["offset"], entries["length"]
         position = end
+        num_repeated += int(np.count_nonzero(entries["hash"][1:] == entries["hash"][:-1]))
         path.unlink()
     hashes.flush()
     places.flush()
+    return num_repeated
 
 
 def id_hash(clip_id: str) -> int:

@@ -17,10 +17,14 @@ import lmdb
 from pydantic import field_validator
 
 from pipeline.config import Section
+from pipeline.data.format import unicode_forms
 from pipeline.errors import InputError
-from preprocess.lines import BadRow, read_rows, table_kind
+from preprocess.csv_rows import BadRow
+from preprocess.ids import KEEP_ALL_TEXTS, id_text
+from preprocess.lines import read_rows
 from preprocess.records import Clip, clean_text
 from preprocess.subtitle_files import SubtitleFiles
+from preprocess.table_guess import columns_of, guess_table
 from preprocess.text_index import TextIndex, build_index_once, index_folder
 from preprocess.videos import fixed_folder
 
@@ -83,6 +87,13 @@ class Texts:
     subtitles: tuple[Lookup, ...]
     captions: tuple[tuple[str, Lookup], ...]
 
+    def take_problems(self) -> list[str]:
+        """What of the subtitle files could not be read since the last call: "path: problem", in order."""
+        lookups = (*self.subtitles, *(lookup for _, lookup in self.captions))
+        return [
+            problem for lookup in lookups if isinstance(lookup, SubtitleFiles) for problem in lookup.take_problems()
+        ]
+
     @classmethod
     def open(cls, config: TextsConfig, output: Path) -> Self:
         return cls(
@@ -106,27 +117,42 @@ def text_folders(config: TextsConfig) -> list[Path]:
     return sorted({fixed_folder(name) for name in (*config.subtitles, *config.captions) if "{video_id" in name})
 
 
-def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> None:
-    """Index the tables among the text sources, once. Missing or unreadable sources are an `InputError`."""
+def check_sources(config: TextsConfig, max_line_bytes: int) -> None:
+    """Raise an `InputError` for a source that is not there or of which no row can be read. Writes nothing."""
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
         if "{video_id" in name:
-            if not fixed_folder(name).is_dir():
-                raise InputError(
-                    f"texts: there is no folder {fixed_folder(name)}; mount the file system or mend the path"
-                )
-            continue
-        if not path.exists():
+            folder = fixed_folder(name)
+            if not folder.is_dir():
+                raise InputError(f"texts: there is no folder {folder} for {name}; make it or change the path")
+        elif not path.exists():
             raise InputError(f"texts: there is no {path}; download it or take it off the list")
-        if path.is_dir():
+        elif path.is_dir():
             _LmdbTexts(path)
-        else:
-            build_index_once(_rows(path, max_line_bytes), index_folder(path, output, _KIND))
+        elif next(_rows(path, max_line_bytes), None) is None:
+            raise InputError(f"texts: {path} holds no text; download it again or take it off the list")
 
 
-def id_variants(clip_id: str) -> tuple[str, str]:
-    """The id as it is, and with or without its suffix."""
-    return clip_id, clip_id.removesuffix(".mp4") if clip_id.endswith(".mp4") else f"{clip_id}.mp4"
+def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> None:
+    """Index the tables among the text sources, once. Missing or unreadable sources are an `InputError`."""
+    check_sources(config, max_line_bytes)
+    for name in (*config.subtitles, *config.captions):
+        path = Path(name)
+        if "{video_id" in name or path.is_dir():
+            continue
+        num_repeated = build_index_once(_rows(path, max_line_bytes), index_folder(path, output, _KIND))
+        if num_repeated:
+            print(
+                f"texts: {num_repeated:,} rows of {path} repeat a clip id, of each the first stays; {KEEP_ALL_TEXTS}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def id_variants(clip_id: str) -> tuple[str, ...]:
+    """The id as it is, and with or without its suffix; composed and decomposed where that makes a difference."""
+    forms = unicode_forms(clip_id)
+    return (*forms, *(form.removesuffix(".mp4") if form.endswith(".mp4") else f"{form}.mp4" for form in forms))
 
 
 def _first(values: Iterator[str | None]) -> str | None:
@@ -171,27 +197,43 @@ class _LmdbTexts:
 
 
 def _rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, str]]:
-    """(clip id, text) of a table; rows without either are passed over, lines that are none are counted on stderr."""
+    """(clip id, text) of a table, several of them for a list of texts. Rows without either are passed over, and counted
+    on stderr where they are no rows or hold something else for a text."""
     id_column = text_column = ""
-    num_bad = 0
-    columns: list[str] = []
-    table_kind(path)
+    num_rows, num_bad, first_bad = 0, 0, ""
     for row in read_rows(path, max_line_bytes):
+        num_rows += 1
         if isinstance(row, BadRow):
-            num_bad += 1
+            num_bad, first_bad = num_bad + 1, first_bad or f"{row.where}: {row.problem}"
             continue
         if id_column not in row or text_column not in row:
-            columns = columns or list(row)[:20]
             id_column = next((name for name in _ID_COLUMNS if name in row), id_column)
             text_column = next((name for name in _TEXT_COLUMNS if name in row), text_column)
             if id_column not in row or text_column not in row:
                 continue
-        if (text := clean_text(row[text_column])) is not None:
-            yield str(row[id_column]), text
-    if columns and not (id_column and text_column):
-        raise InputError(
-            f"texts: {path} has only the columns {', '.join(columns)}; it needs one of {', '.join(_ID_COLUMNS)} and "
-            f"one of {', '.join(_TEXT_COLUMNS)}"
-        )
+        clip_id, content = id_text(row[id_column]), row[text_column]
+        if not isinstance(clip_id, str) or not isinstance(content, str | list | None):
+            problem = f"{id_column} {clip_id!r} with {text_column} {content!r}"[:200]
+            num_bad, first_bad = num_bad + 1, first_bad or problem
+            continue
+        for one in content if isinstance(content, list) else [content]:
+            if (text := clean_text(one)) is not None:
+                yield clip_id, text
+    if num_rows and not (id_column and text_column):
+        raise _no_columns(path, max_line_bytes, first_bad)
     if num_bad:
-        print(f"texts: {num_bad:,} lines of {path} are no rows and were passed over", file=sys.stderr, flush=True)
+        print(
+            f"texts: {num_bad:,} lines of {path} are no rows and were passed over, the first: {first_bad}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _no_columns(path: Path, max_line_bytes: int, first_bad: str) -> InputError:
+    columns = columns_of(path, max_line_bytes)
+    guess = guess_table(path, (_ID_COLUMNS[0], _TEXT_COLUMNS[0]), columns)
+    has = f"has only the columns {', '.join(columns[:20])}" if columns else f"holds no row ({first_bad})"
+    return InputError(
+        f"texts: {path} {has}; it needs one of {', '.join(_ID_COLUMNS)} and one of {', '.join(_TEXT_COLUMNS)}"
+        + (f"; {guess}" if guess else "")
+    )

@@ -21,6 +21,7 @@ from typing import IO, TypeAlias
 import av
 import av.error
 
+from pipeline.data.source import rescale
 from preprocess.faults import FileSystemFault
 from preprocess.limits import LimitsConfig, open_source
 from preprocess.select import Grid, Slots
@@ -109,7 +110,7 @@ def needed_packets(source: av.container.InputContainer, stream: av.VideoStream, 
     length_bytes = ((stream.codec_context.extradata or b"")[4] & 3) + 1
     unit_s = stream.time_base
     assert unit_s is not None
-    zero = _rescale(source.start_time or 0, Fraction(1, av.time_base), unit_s)
+    zero = rescale(source.start_time or 0, Fraction(1, av.time_base), unit_s)
     slots_per_unit = unit_s * wanted.grid.grid_fps
     times: list[int] = []
     """Of the packets around, sorted: a frame is on the screen until the next one."""
@@ -143,12 +144,6 @@ def needed_packets(source: av.container.InputContainer, stream: av.VideoStream, 
             del times[: -4 * _LOOK_AHEAD]
     for _, packet in waiting:
         yield packet
-
-
-def _rescale(value: int, unit: Fraction, other: Fraction) -> int:
-    """As av_rescale_q: to the nearest, halves away from zero."""
-    exact = value * unit / other
-    return math.floor(exact + Fraction(1, 2)) if exact >= 0 else -math.floor(-exact + Fraction(1, 2))
 
 
 def is_disposable(data: bytes, length_bytes: int) -> bool:

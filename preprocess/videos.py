@@ -14,13 +14,18 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from pipeline.config import Section
+from pipeline.data.format import VIDEO_EXTENSIONS, unicode_forms
 from pipeline.errors import InputError, MachineFault
+from preprocess.csv_rows import BadRow
 from preprocess.faults import retried
-from preprocess.lines import BadRow, read_rows
+from preprocess.ids import id_text
+from preprocess.lines import read_rows
+from preprocess.table_guess import columns_of, guess_table, shown
 from preprocess.text_index import TextIndex, build_index_once, index_folder
 
 _KIND = "videos"
 _FOLDERS_LOOKED_AT = 64
+_MAX_LINE_BYTES = 1 << 20
 
 
 class VideosConfig(Section):
@@ -29,8 +34,8 @@ class VideosConfig(Section):
     templates: tuple[str, ...] = ()
     """Paths with `{video_id}` (or `{video_id:.2}` for its first two characters), tried in order; `{ext}` stands for
     each of `extensions`."""
-    extensions: tuple[str, ...] = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "flv")
-    """What `{ext}` stands for, in order of preference."""
+    extensions: tuple[str, ...] = VIDEO_EXTENSIONS
+    """What `{ext}` stands for, in order of preference; in capitals too, after all of them."""
     index: str = ""
     """A file that names the path of each video instead: .jsonl, .csv or .parquet with the columns video_id and path;
     relative paths count from the index file, and the first row of a video counts."""
@@ -69,13 +74,24 @@ class VideoLocator:
     def candidates(self, video_id: str) -> list[Path]:
         """All paths at which the video may lie, in order of preference."""
         if self._index is not None:
-            path = self._index.get(video_id)
-            return [] if path is None else [Path(self._config.index).parent / path]
+            named = (self._index.get(form) for form in unicode_forms(video_id))
+            path = next((path for path in named if path is not None), None)
+            folder = Path(self._config.index).parent
+            return [] if path is None else [folder / form for form in unicode_forms(path)]
         found: list[Path] = []
         for template in self._config.templates:
-            extensions = self._config.extensions if "{ext" in template else ("",)
-            found += [Path(template.format(video_id=video_id, ext=extension)) for extension in extensions]
+            small = self._config.extensions if "{ext" in template else ("",)
+            for extension in dict.fromkeys((*small, *map(str.upper, small))):
+                found += paths_of(template, video_id, extension)
         return found
+
+    def missing_detail(self, video_id: str) -> str:
+        """Where a video was looked for that is not there, for people."""
+        candidates = self.candidates(video_id)
+        if not candidates:
+            return f"not named in {self._config.index}"
+        more = f" or under {len(candidates) - 1} other names" if len(candidates) > 1 else ""
+        return f"no file at {candidates[0]}{more}"
 
     def check_reach(self) -> None:
         """Raise an `InputError` where no video at all can be reached: a file system that is not mounted on this node.
@@ -146,12 +162,15 @@ class Roots:
 
 def prepare_videos(config: VideosConfig, output: Path) -> None:
     """Make the lookup of `videos.index` below `output`, once: 3 M rows are too many for the memory of every worker."""
-    if not config.index:
-        return
-    path = Path(config.index)
-    if not path.is_file():
-        raise InputError(f"videos.index: there is no file {path}; check the path")
-    build_index_once(_rows(path), index_folder(path, output, _KIND))
+    if config.index:
+        path = Path(config.index)
+        build_index_once(_rows(path), index_folder(path, output, _KIND))
+
+
+def check_index(config: VideosConfig) -> None:
+    """Raise an `InputError` where `videos.index` is not there or its first row cannot be read. Writes nothing."""
+    if config.index and next(_rows(Path(config.index)), None) is None:
+        raise InputError(f"videos.index: {config.index} holds no row; check the file")
 
 
 def is_file(path: Path) -> bool:
@@ -163,6 +182,15 @@ def is_file(path: Path) -> bool:
         return False  # a NUL byte
     except OSError:
         return False  # one of the errors that answer the question
+
+
+def paths_of(template: str, video_id: str, extension: str = "") -> list[Path]:
+    """The path of a video id in all Unicode forms that a copy of it may have; one for a plain id."""
+    if video_id.isascii():
+        return [Path(template.format(video_id=video_id, ext=extension))]
+    fixed = len(template.partition("{")[0])
+    paths = (template.format(video_id=form, ext=extension) for form in unicode_forms(video_id))
+    return [Path(path) for path in dict.fromkeys(p[:fixed] + form for p in paths for form in unicode_forms(p[fixed:]))]
 
 
 def fixed_folder(template: str) -> Path:
@@ -201,10 +229,17 @@ def _first_entry(folder: Path) -> str | None:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    for row in read_rows(path, 1 << 20):
+    if not path.is_file():
+        raise InputError(f"videos.index: there is no file {path}; check the path")
+    for row in read_rows(path, _MAX_LINE_BYTES):
         if isinstance(row, BadRow):
-            raise InputError(f"videos.index {row.where}: {row.problem}")
-        video_id, file = row.get("video_id"), row.get("path")
+            guess = guess_table(path, ("video_id", "path"), columns_of(path, _MAX_LINE_BYTES))
+            raise InputError(f"videos.index: {row.where}: {row.problem}" + (f"; {guess}" if guess else ""))
+        video_id, file = id_text(row.get("video_id")), row.get("path")
         if not isinstance(video_id, str) or not isinstance(file, str):
-            raise InputError(f"videos.index {path} needs the columns video_id and path, got {list(row)[:20]}")
+            guess = guess_table(path, ("video_id", "path"), list(row))
+            raise InputError(
+                f"videos.index {path} needs the columns video_id and path with a text each, got {shown(list(row))}"
+                + (f"; {guess}" if guess else "")
+            )
         yield video_id, file

@@ -1,6 +1,8 @@
 """What lies on the disk: names, hashes, intact or not, `latest`, which checkpoints to keep.
 
 newest_intact(run_folder) -> (Path or None, [problem of each one passed over])
+
+Only wrong or missing bytes are damage. What the file system fails to read is tried again (`retry`), then a RunError.
 """
 
 import hashlib
@@ -8,14 +10,19 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pipeline.retry import retried
 
 FORMAT_VERSION = 1
 COMPLETE = "COMPLETE.json"
 LATEST = "latest"
 BEST = "best"
 _STEP = re.compile(r"step_(\d{8,})")
+_STAYS = frozenset(("jobs", "wandb", "owner.json", ".owner.lock"))
+_BEFORE = re.compile(r"_before_\d+$")
 
 
 def checkpoint_name(step: int) -> str:
@@ -36,9 +43,13 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, intact or not."""
-    found = [path for path in (run_folder / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    """The checkpoint folders of a run, oldest first, intact or not. RunError where they cannot be listed."""
+    folder = run_folder / "checkpoints"
+    try:
+        inside = retried(lambda: list(folder.iterdir()), folder)  # glob() takes a refused folder for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((path for path in inside if _STEP.fullmatch(path.name)), key=step_of)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,19 +88,22 @@ def file_fact(path: Path) -> dict[str, Any]:
 
 def content_files(folder: Path) -> list[str]:
     """Paths, below `folder`, of everything that COMPLETE.json must account for."""
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE
-    )
+
+    def refuse(error: OSError) -> None:
+        raise error  # else a folder that cannot be listed would count as an empty one
+
+    found = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(str(path.relative_to(folder)) for path in found if path.name != COMPLETE)
 
 
 def read_complete(folder: Path) -> dict[str, Any]:
-    """The content of COMPLETE.json. ValueError says what is wrong with it."""
+    """The content of COMPLETE.json. ValueError says what is wrong with it, RunError that it cannot be read."""
     try:
-        content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(retried((folder / COMPLETE).read_bytes, folder / COMPLETE))
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no {COMPLETE}, saving it was not finished") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: {COMPLETE} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}: {COMPLETE} is damaged: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ValueError(f"{folder}: {COMPLETE} is damaged")
     if content.get("format") != FORMAT_VERSION:
@@ -117,25 +131,33 @@ def seal(folder: Path, facts: dict[str, Any], reported: dict[str, dict[str, Any]
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why a checkpoint is not intact, or None."""
+    """Why a checkpoint is not intact, or None. Raises RunError where that cannot be read, which is no damage."""
     try:
         content = read_complete(folder)
-        if content.pop("seal", None) != _seal_of(content):
-            return f"{folder}: {COMPLETE} is damaged"
-        expected = content["files"]
-        if missing := sorted(set(expected) - set(content_files(folder))):
-            return f"{folder}: {missing[0]} is missing"
-        for name in sorted(expected):
-            size = (folder / name).stat().st_size
-            if size != expected[name]["bytes"]:
-                return f"{folder}: {name} has {size} bytes, should have {expected[name]['bytes']}"
-            if file_fact(folder / name) != expected[name]:
-                return f"{folder}: {name} is damaged (its SHA-256 differs)"
     except ValueError as error:
         return str(error)
-    except OSError as error:
-        return f"{folder}: cannot be read: {error}"
+    if content.pop("seal", None) != _seal_of(content):
+        return f"{folder}: {COMPLETE} is damaged"
+    if (step := renamed_from(folder, content)) is not None:
+        return f"{folder}: holds step {step} by its {COMPLETE}; the folder was renamed from {checkpoint_name(step)}"
+    expected: dict[str, Any] = content["files"]
+    try:
+        for name in sorted(expected):  # sizes first: they cost next to nothing
+            size = retried((folder / name).stat, folder / name).st_size
+            if size != expected[name]["bytes"]:
+                return f"{folder}: {name} has {size} bytes, should have {expected[name]['bytes']}"
+        for name in sorted(expected):
+            if retried(partial(file_fact, folder / name), folder / name) != expected[name]:
+                return f"{folder}: {name} is damaged (its SHA-256 differs)"
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"{folder}: {Path(error.filename).relative_to(folder)} is missing"
     return None
+
+
+def renamed_from(folder: Path, complete: dict[str, Any]) -> int | None:
+    """The step that a checkpoint holds by its COMPLETE.json, where its folder is named after another one."""
+    match, step = _STEP.fullmatch(folder.name), complete.get("step")
+    return step if match is not None and isinstance(step, int) and step != int(match[1]) else None
 
 
 def _seal_of(content: dict[str, Any]) -> str:
@@ -144,11 +166,12 @@ def _seal_of(content: dict[str, Any]) -> str:
 
 
 def read_latest(run_folder: Path) -> Path | None:
-    """The checkpoint that `latest` names, if there is such a file and such a folder."""
+    """The checkpoint that `latest` names, if there is such a file and such a folder. RunError: it cannot be read."""
     try:
-        named = run_folder / (run_folder / LATEST).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        text = retried((run_folder / LATEST).read_bytes, run_folder / LATEST).decode()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
+    named = run_folder / text.strip()
     return named if named.is_dir() and named != run_folder else None
 
 
@@ -161,7 +184,7 @@ def read_best_step(run_folder: Path) -> int | None:
 
 
 def newest_intact(run_folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with every newer one.
+    """The newest checkpoint that is whole, and what is wrong with every newer one. RunError: one cannot be read.
 
     `latest` is a convenience for people and for evaluation: it may be missing, or older than the newest checkpoint
     when the run died between the two, and is not asked here.
@@ -175,12 +198,12 @@ def newest_intact(run_folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def mark_damaged(folder: Path) -> None:
-    """Rename a checkpoint to damaged_<its name>: not lost, and taking the place of no good one in the keep policy."""
-    target, number = folder.with_name(f"damaged_{folder.name}"), 1
+def take_out(folder: Path, why: str = "damaged") -> None:
+    """Rename a checkpoint to <why>_<its name>: not lost, and taking the place of no good one in the keep policy."""
+    target, number = folder.with_name(f"{why}_{folder.name}"), 1
     while target.exists():
         number += 1
-        target = folder.with_name(f"damaged_{folder.name}_{number}")
+        target = folder.with_name(f"{why}_{folder.name}_{number}")
     folder.rename(target)
 
 
@@ -199,20 +222,22 @@ def remove_staging(run_folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def set_aside(run_folder: Path) -> None:
-    """Rename what a run has made to <name>_before_<n>, so that a fresh start neither mixes with it nor loses it."""
-    made = {name: run_folder / name for name in ("checkpoints", "metrics.jsonl", "wandb/run_id")}
-    if not list_checkpoints(run_folder):
-        del made["checkpoints"]
-    made = {name: path for name, path in made.items() if path.exists()}
+def set_aside(run_folder: Path) -> list[str]:
+    """Rename all that a run has made to <name>_before_<n>, so that a fresh start neither mixes with it nor loses it.
+
+    What the launcher keeps (jobs/), the claim on the folder, and what was set aside before stay. Returns the new names.
+    """
+    made = [path for path in run_folder.iterdir() if path.name not in _STAYS and not _BEFORE.search(path.stem)]
+    made = [path for path in made if not (path.is_dir() and not any(path.iterdir()))]
+    made += [path for path in [run_folder / "wandb/run_id"] if path.exists()]  # its segments carry the run's id
     number = 1
-    while any(_before(path, number).exists() for path in made.values()):
+    while any(_before(path, number).exists() for path in made):
         number += 1
-    for path in made.values():
+    for path in made:
         path.rename(_before(path, number))
-    (run_folder / "checkpoints").mkdir(exist_ok=True)
-    for name in (LATEST, BEST, "COMPLETE"):
-        (run_folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "logs"):
+        (run_folder / name).mkdir(exist_ok=True)
+    return sorted(_before(path, number).name for path in made)
 
 
 def _before(path: Path, number: int) -> Path:

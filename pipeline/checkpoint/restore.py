@@ -15,11 +15,12 @@ from pipeline.checkpoint.folder import (
     LATEST,
     find_damage,
     list_checkpoints,
-    mark_damaged,
     newest_intact,
     read_complete,
     read_latest,
+    renamed_from,
     step_of,
+    take_out,
     write_atomically,
 )
 from pipeline.checkpoint.rng import rank_name, set_random_state
@@ -27,10 +28,11 @@ from pipeline.checkpoint.save import ENGINE_FOLDER
 from pipeline.checkpoint.universal import moments_by_name, report_conversion
 from pipeline.dist import broadcast_value, is_main, world_size
 from pipeline.engine import Engine
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, PipelineError, RunError
 from pipeline.log import logger
 from pipeline.loss_scale import LossScale
 from pipeline.partitions import fill_engine
+from pipeline.retry import retried
 
 
 def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
@@ -39,7 +41,7 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
     `resume`: auto takes the newest intact one of the run folder; a path is where a run without any begins, so that the
     same command goes on after a requeue; never takes none.
     """
-    answer: tuple[Path | None, list[str]] | str = (None, [])
+    answer: tuple[Path | None, list[str]] | PipelineError = (None, [])
     if is_main() and resume != "never":
         try:
             answer = newest_intact(run_folder)
@@ -47,11 +49,11 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
                 put_right(run_folder, answer[0])
             if answer == (None, []) and resume != "auto":
                 answer = (named_checkpoint(Path(resume)), [])
-        except InputError as error:
-            answer = str(error)
+        except PipelineError as error:
+            answer = error
     answer = broadcast_value(answer)
-    if isinstance(answer, str):
-        raise InputError(answer)
+    if isinstance(answer, PipelineError):
+        raise answer
     chosen, problems = answer
     for problem in problems:
         logger.warning(f"passed over: {problem}")
@@ -64,18 +66,26 @@ def choose_checkpoint(run_folder: Path, resume: str) -> Path | None:
 
 
 def put_right(run_folder: Path, chosen: Path) -> None:
-    """Take what is newer than the chosen checkpoint, and thus damaged, out of the run's row, and let `latest` name it.
+    """Take what is newer than the chosen checkpoint, and thus not intact, out of its row, and let `latest` name it.
 
     A run that died between its last checkpoint and `latest` would else be finished with a `latest` of before. Rank 0.
     """
     try:
         for folder in list_checkpoints(run_folder):
             if step_of(folder) > step_of(chosen):
-                mark_damaged(folder)
+                take_out(folder, "renamed" if is_renamed(folder) else "damaged")
         if read_latest(run_folder) != chosen:
             write_atomically(run_folder / LATEST, f"checkpoints/{chosen.name}\n")
     except OSError as error:
         logger.warning(f"{run_folder}: damaged checkpoints or `latest` could not be put right: {error.strerror}")
+
+
+def is_renamed(folder: Path) -> bool:
+    """Whether the checkpoint is another one's folder under a wrong name."""
+    try:
+        return renamed_from(folder, read_complete(folder)) is not None
+    except ValueError:
+        return False
 
 
 def named_checkpoint(path: Path) -> Path:
@@ -90,7 +100,7 @@ def named_checkpoint(path: Path) -> Path:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json: the counts of the run, its length, the state of its stream."""
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads(retried((checkpoint / "state.json").read_bytes, checkpoint / "state.json"))
     return state
 
 

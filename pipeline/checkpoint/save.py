@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.checkpoint.engine_files import SnapshotWriter, write_error
@@ -46,6 +45,7 @@ from pipeline.dist import any_ranks, broadcast_value, is_main, rank, world_size
 from pipeline.engine import Engine
 from pipeline.errors import RunError
 from pipeline.log import logger
+from pipeline.tensor_writing import write_tensors
 
 ENGINE_FOLDER = "engine"
 
@@ -242,7 +242,7 @@ class Saver:
             rank_name(number): torch.frombuffer(bytearray(state.encode()), dtype=torch.uint8)
             for number, state in enumerate(random_states)
         }
-        save_file(states, str(staging / "rng.safetensors"))
+        write_tensors(states, staging / "rng.safetensors")
         state = {"step": snapshot.step} | snapshot.state
         (staging / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         (staging / "config.yaml").write_text(self.config_text, encoding="utf-8")

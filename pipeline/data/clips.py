@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pipeline.data.cache import open_folder
 from pipeline.data.format import name_hash
-from pipeline.data.frames import DamagedMedia, open_clip_bytes, uniform_indices
+from pipeline.data.frames import open_clip_bytes, uniform_indices
 from pipeline.data.index import Place
 from pipeline.data.loader import Failed
-from pipeline.data.manifest_file import read_manifest, read_table
+from pipeline.data.manifest_file import read_manifest, sidecar_columns
 from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
 from pipeline.data.read_ahead import ReadAhead
-from pipeline.data.sample import open_block, read_block
+from pipeline.data.sample import bad_where_it_fails, open_block, read_block
 from pipeline.data.storage import DamagedSample, Folder
 from pipeline.data.transform import WHOLE, FrameFit
 from pipeline.errors import InputError, PipelineError, RunError
@@ -106,7 +106,7 @@ class _ClipBatches:
             try:
                 self._decode(block(), place, video_BTHWC[row])
                 ok_B[row] = True
-            except (DamagedSample, DamagedMedia):
+            except DamagedSample:
                 video_BTHWC[row] = 0
             except PipelineError as error:
                 return Failed(str(error))
@@ -120,17 +120,23 @@ class _ClipBatches:
 
     def _decode(self, block: bytes, place: Place, video_THWC: NDArray[np.uint8]) -> None:
         sample = open_block(block, place, subtitle_from="", caption_from="")
-        clip = open_clip_bytes(sample.media, sample.ext)
-        indices = uniform_indices(clip.num_frames, self._num_frames)
-        for frame, out in zip(clip.read(indices), video_THWC, strict=True):
-            self._fit.place(frame, WHOLE, out)
+        with bad_where_it_fails("media_undecodable"):
+            clip = open_clip_bytes(sample.media, sample.ext)
+            indices = uniform_indices(clip.num_frames, self._num_frames)
+            for frame, out in zip(clip.read(indices), video_THWC, strict=True):
+                self._fit.place(frame, WHOLE, out)
 
 
 def _places_by_clip_id(folder: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
+    reader = open_folder(folder)
     for shard in read_manifest(folder):
-        content = open_folder(folder).read_file(f"{shard['shard']}.parquet")
-        table = read_table(content, ["key", "clip_id", "offset", "size"])
+        name = f"{shard['shard']}.parquet"
+        try:
+            content = reader.read_file(name)
+        except FileNotFoundError:
+            raise InputError(f"{folder}/{name} is missing; write the manifest of {folder} again") from None
+        table = sidecar_columns(content, f"{folder}/{name}", ["key", "clip_id", "offset", "size"])
         for row in table.to_pylist():
             places[row["clip_id"]] = Place(
                 len(places), shard["shard"], row["offset"], row["size"], name_hash(row["key"])

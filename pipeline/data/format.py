@@ -16,6 +16,7 @@ facts in the schema metadata under METADATA_KEY, as JSON.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -88,6 +89,13 @@ DEFAULT_SUBTITLE_FROM = "json:subtitle"
 DEFAULT_CAPTION_FROM = "json:caption"
 """Where a text of a sample lies: `json:FIELD`, `txt`, or empty for nowhere. Foreign sets name their own."""
 
+VIDEO_EXTENSIONS = (
+    *("mp4", "mkv", "webm", "avi", "mov", "m4v", "flv", "mpg", "mpeg", "3gp", "wmv"),
+    *("ts", "mts", "m2ts", "ogv", "3g2", "asf"),
+)
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Extensions of media, in order of preference where a sample or a folder has several: the one list of each."""
+
 
 class Reason(StrEnum):
     """Why a clip was not delivered."""
@@ -108,6 +116,18 @@ class Reason(StrEnum):
     MEMORY_LIMIT = "memory_limit"
     FORBIDDEN_FORMAT = "forbidden_format"
     CAPTION_FAILED = "caption_failed"
+
+
+def unicode_forms(text: str) -> tuple[str, ...]:
+    """`text` as it is, composed (NFC) and decomposed (NFD), each once: macOS hands out file names decomposed, most
+    lists hold them composed, and both mean the same name.
+
+    >>> [len(form) for form in unicode_forms("caf\u00e9")], unicode_forms("plain")
+    ([4, 5], ('plain',))
+    """
+    if text.isascii():
+        return (text,)
+    return tuple(dict.fromkeys((text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))))
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")

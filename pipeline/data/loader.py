@@ -18,12 +18,12 @@ from torch import Tensor
 
 from pipeline.data.batch import BadSample
 from pipeline.data.cache import CacheConfig, open_folder
-from pipeline.data.frames import DamagedMedia, jittered_indices, middle_index, open_clip_bytes, uniform_indices
+from pipeline.data.frames import jittered_indices, middle_index, open_clip_bytes, uniform_indices
 from pipeline.data.index import Manifest, Place
 from pipeline.data.order import keyed_generator, mix
 from pipeline.data.pool import empty_bytes
 from pipeline.data.read_ahead import ReadAhead
-from pipeline.data.sample import Sample
+from pipeline.data.sample import Sample, bad_where_it_fails
 from pipeline.data.schedule import Composition
 from pipeline.data.sources import Source, SourceConfig
 from pipeline.data.storage import DamagedSample, open_files_for
@@ -114,11 +114,11 @@ class RankLoader:
             try:
                 sample = source.sample(block(), place, verify_media=recipe.verify_media)
                 rng = keyed_generator(recipe.seed, own_epoch, place.key_hash + place.text_number)
-                self._decode(sample, rng, video_BTHWC[row], middle_BHWC[row])
-            except (DamagedSample, DamagedMedia) as error:
-                reason = error.reason if isinstance(error, DamagedSample) else "media_undecodable"
+                with bad_where_it_fails("media_undecodable"):
+                    self._decode(sample, rng, video_BTHWC[row], middle_BHWC[row])
+            except DamagedSample as error:
                 keys[row] = source.key_at(place)
-                bad.append(BadSample(keys[row], f"{source.name}/{place.shard}.tar", reason))
+                bad.append(BadSample(keys[row], f"{source.name}/{place.shard}.tar", error.reason))
                 continue
             keys[row], texts[row] = sample.key, (sample.subtitle, sample.caption)
             valid_B[row] = True

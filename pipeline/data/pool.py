@@ -11,6 +11,7 @@ A worker ends when its socket closes, so also when the trainer is killed. It ign
 to every process of a job: the trainer decides when to stop. A worker that dies closes its socket: `WorkerDied`.
 """
 
+import contextlib
 import gc
 import itertools
 import os
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.handover import MAX_DESCRIPTORS, Borrower, Lender, receive, send
+from pipeline.data.hang import SLOW_AFTER_S, Wait
 
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -40,16 +42,20 @@ class WorkerDied(Exception):
     """A data worker ended without an error of its own: most often killed for memory."""
 
 
-def run_workers(load: Load, requests: Iterable[Any], *, num_workers: int, prefetch: int) -> Generator[Any, None, None]:
+def run_workers(
+    load: Load, requests: Iterable[Any], *, num_workers: int, prefetch: int, slow_after_s: float = SLOW_AFTER_S
+) -> Generator[Any, None, None]:
     """Yield `load(request)` for each request in order, `num_workers` at work (0: this process), `prefetch` ahead each.
 
     `load` is picklable and gives nested values whose arrays are numpy's. Requests are taken as far ahead as workers
-    have room. Raises WorkerDied; an error inside `load` is raised here with the worker's traceback.
+    have room. Raises WorkerDied; an error inside `load` is raised here with the worker's traceback. A worker for which
+    this waits longer than `slow_after_s` is named in the log.
     """
     if num_workers == 0:
         yield from map(load, requests)
         return
-    workers = [_WorkerEnd(channel) for channel in _start_workers(load, num_workers)]
+    channels = _start_workers(load, num_workers)
+    workers = [_WorkerEnd(channel, f"worker {n}", slow_after_s) for n, channel in enumerate(channels)]
     waiting = iter(requests)
     turns: list[_WorkerEnd] = []
     try:
@@ -165,14 +171,19 @@ class _Requests:
 class _WorkerEnd:
     """A worker, seen from the trainer."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, name: str, slow_after_s: float) -> None:
         self.channel = channel
         self._borrower = Borrower()
+        self._wait = Wait(channel, name, slow_after_s)
 
     def ask(self, request: Any) -> None:
         send(self.channel, (request, self._borrower.take_returned()))
 
     def receive(self) -> Any:
+        if self._wait.pid is None:
+            self._wait.for_answer()
+            self._wait.pid = self._borrower.receive(self.channel)
+        self._wait.for_answer()
         item, failure = self._borrower.receive(self.channel)
         if failure is not None:
             raise RuntimeError(f"a data worker failed:\n{failure}")
@@ -212,9 +223,14 @@ def _server() -> socket.socket:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OMP_NUM_THREADS": "1",  # a worker is one core's worth
         }
-        _Server.process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-        )
+        # Blocked until `serve` ignores them: Ctrl-C reaches every process of the terminal, also one that just began.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
+        try:
+            _Server.process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         _Server.channel, _Server.owner = ours, os.getpid()
     return _Server.channel
@@ -224,6 +240,7 @@ def serve(descriptor: int) -> None:
     """The server's life: unpickle a `load` (which imports what it needs), fork its workers, until the trainer ends."""
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED_SIGNALS)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     trainer = socket.socket(fileno=descriptor)
     while True:
@@ -254,6 +271,8 @@ def serve(descriptor: int) -> None:
 def _work(load: Load | str, trainer: socket.socket) -> None:
     lender = _Worker.lender = Lender()
     requests = _Worker.requests = _Requests(trainer, lender)
+    with contextlib.suppress(ConnectionError):
+        send(trainer, os.getpid())
     while True:
         try:
             request = requests.take()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -23,7 +22,8 @@ from pipeline.data.order import EpochOrder, mix
 from pipeline.data.sample import Sample, open_block, read_block
 from pipeline.data.storage import Folder
 from pipeline.data.text_table import TextTable
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
+from pipeline.text_files import read_text_lines
 
 Int64s = NDArray[np.int64]
 
@@ -146,7 +146,7 @@ class Source:
         try:
             sidecar = self._folder.read_file(f"{place.shard}.parquet")
             return str(read_table(sidecar, ["key"]).column("key")[in_shard].as_py())
-        except (OSError, pa.ArrowInvalid, IndexError, RunError):
+        except Exception:  # a name for the log is not worth an error, whatever is wrong with the sidecar
             return f"row {place.row}"
 
 
@@ -169,8 +169,8 @@ def read_exclude_lists(paths: Sequence[Path]) -> list[str]:
     names: set[str] = set()
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read exclude list {path}: {error}; check data.exclude") from None
-        names.update(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+            names.update(line.strip() for _, line in read_text_lines(path) if not line.startswith("#"))
+        except InputError as error:
+            problem = str(error).removeprefix(f"cannot read {path}: ")
+            raise InputError(f"cannot read exclude list {path}: {problem} (data.exclude)") from None
     return sorted(names)

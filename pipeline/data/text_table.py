@@ -9,7 +9,6 @@ picks = table.picks(epoch_order_of_round, positions, key=mix(seed, own_epoch))  
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.format import name_hash, sample_key
+from pipeline.data.format import name_hash, sample_key, unicode_forms
 from pipeline.data.index import Manifest
 from pipeline.data.order import EpochOrder, mix, permute
 from pipeline.errors import InputError
+from pipeline.text_files import read_json_rows
 
+_COLUMNS = '{"clip_id", "text"}'
 Int64s = NDArray[np.int64]
 
 
@@ -58,8 +59,8 @@ class TextTable:
         row_of_key = {place.key_hash: place.row for place in places if place.row not in excluded}
         texts_of_row: dict[int, list[str]] = {}
         for clip_id, text in _pairs(path):
-            row = row_of_key.get(name_hash(sample_key(clip_id)))
-            if row is not None:
+            rows = (row_of_key.get(name_hash(sample_key(form))) for form in unicode_forms(clip_id))
+            if (row := next((row for row in rows if row is not None), None)) is not None:
                 texts_of_row.setdefault(row, []).append(text)
         if not texts_of_row:
             raise InputError(
@@ -96,18 +97,11 @@ def table_hash(path: Path) -> str:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the texts {path}: {error}; check the source's texts") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            clip_id, text = row["clip_id"], row["text"]
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f'{path}:{number} is no row {{"clip_id", "text"}}') from None
+    for place, row in read_json_rows(path, _COLUMNS):
+        clip_id, text = row.get("clip_id"), row.get("text")
+        clip_id = str(clip_id) if type(clip_id) is int else clip_id
+        if clip_id is None or text is None:
+            raise InputError(f"{place} is no row {_COLUMNS}")
         if not isinstance(clip_id, str) or not isinstance(text, str) or not text.strip():
-            raise InputError(f"{path}:{number}: clip_id and text must be texts that are not empty")
+            raise InputError(f"{place}: clip_id and text must be texts that are not empty")
         yield clip_id, text.strip()

@@ -119,8 +119,9 @@ def _section(
 def _figure(found: Retrieval, query: int, video: int, place: str, strip: str, caption: str, *, is_true: bool) -> str:
     score = float(on_grid(found.queries_QD[query]) @ on_grid(found.gallery_GD[video]))
     name = html.escape(found.questions.clip_ids[video])
+    picture = f'<img alt="{name}" title="{name}" src="{strip}">' if strip else f"<code>{name}</code>"
     return (
-        f'<figure{" class=true" if is_true else ""}><img alt="{name}" title="{name}" src="{strip}">'
+        f"<figure{' class=true' if is_true else ''}>{picture}"
         f"<figcaption><b>{score:.3f}</b>{place} {html.escape(caption)}</figcaption></figure>"
     )
 
@@ -133,8 +134,10 @@ def _captions(found: Retrieval) -> list[str]:
 
 
 def _strips(found: Retrieval, videos: Iterable[int], image_size_px: int) -> dict[int, str]:
-    """A JPEG of a few frames side by side per video, as a data URL."""
+    """A JPEG of a few frames side by side per video, as a data URL; none where the set's shards are not here."""
     numbers = list(videos)
+    if not found.config.shards.exists():  # features that were given need no shards
+        return dict.fromkeys(numbers, "")
     clip_ids = [found.questions.clip_ids[number] for number in numbers]
     reader = ClipReader(found.config.shards, num_frames=STRIP_FRAMES, image_size_px=image_size_px, clip_ids=clip_ids)
     urls: list[str] = []

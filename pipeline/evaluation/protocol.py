@@ -10,7 +10,6 @@ is a query of its own (never a random one of them). Minimal pairs have a row `{"
     questions = read_questions(config)
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.errors import InputError
+from pipeline.text_files import read_json_rows
 
 TieRule = Literal["average", "optimistic", "pessimistic"]
 
@@ -103,10 +103,10 @@ def read_questions(config: RetrievalSetConfig) -> Questions:
         captions = row.get("text")
         several = isinstance(captions, list)
         for position, text in enumerate(captions if isinstance(captions, list) else [captions]):
-            query_id = _string(row, "query_id", place)
+            query_id = _id(row, "query_id", place)
             query_ids.append(f"{query_id}#{position}" if several else query_id)
             text_of_query.append(texts.number(_text(text, "text", place)))
-            video_of_query.append(videos.number(_string(row, "clip_id", place)))
+            video_of_query.append(videos.number(_id(row, "clip_id", place)))
     if not query_ids:
         raise InputError(f"{config.queries} holds no query; write rows of query_id, text, clip_id")
     twice, times = Counter(query_ids).most_common(1)[0]
@@ -127,20 +127,7 @@ def read_questions(config: RetrievalSetConfig) -> Questions:
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("file:line", row) of a JSON-lines file; blank lines are passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; check the path") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number} is not JSON: {error.msg}; write one object per line") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number} is not a JSON object; write one object per line")
-        yield f"{path}:{number}", row
+    return read_json_rows(path)
 
 
 def without_videos(questions: Questions, lost: Collection[str]) -> Questions:
@@ -167,7 +154,7 @@ def without_videos(questions: Questions, lost: Collection[str]) -> Questions:
 def _read_pairs(path: Path, texts: _Numbering, videos: _Numbering) -> Pairs:
     rows = [
         (
-            videos.number(_string(row, "clip_id", place)),
+            videos.number(_id(row, "clip_id", place)),
             texts.number(_string(row, "text", place)),
             texts.number(_string(row, "distractor", place)),
         )
@@ -183,6 +170,12 @@ def _string(row: dict[str, Any], name: str, place: str) -> str:
     if name not in row:
         raise InputError(f"{place}: the row has no {name!r}; it has {sorted(row)}")
     return _text(row[name], name, place)
+
+
+def _id(row: dict[str, Any], name: str, place: str) -> str:
+    """An id, where tables write it as a whole number too."""
+    value = row.get(name)
+    return str(value) if type(value) is int else _string(row, name, place)
 
 
 def _text(value: Any, name: str, place: str) -> str:

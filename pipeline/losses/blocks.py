@@ -46,7 +46,9 @@ def negatives(
     """For each row [B] and each column [N], the log-sum-exp of its logits `rows_BD @ columns_ND.T` over candidates.
 
     The lowest finite number where no candidate is left. With `priors` of the rows [B] and of the columns [N], every
-    logit is multiplied by exp(logit - prior of the candidate) first.
+    logit is multiplied by exp(logit - prior of the candidate) first. A prior bounds the logits of a candidate and a
+    query that both count. What is hidden, as a candidate in one direction and as a query in the other, may have logits
+    far above it: they reach no exponential.
     """
     row_prior_B, column_prior_N = (None, None) if priors is None else priors
     by_row_B, by_column_N = _Negatives.apply(rows_BD, columns_ND, row_prior_B, column_prior_N, matrix)
@@ -66,13 +68,13 @@ class _Negatives(torch.autograd.Function):
         matrix: LogitMatrix,
     ) -> tuple[Tensor, Tensor]:
         """By row [B], by column [N]."""
-        by_row = _Direction(matrix.hidden_columns_N, column_prior_N)
-        by_column = _Direction(matrix.hidden_rows_B, row_prior_B)
+        by_row = _Direction(matrix.hidden_rows_B, matrix.hidden_columns_N, column_prior_N)
+        by_column = _Direction(matrix.hidden_columns_N, matrix.hidden_rows_B, row_prior_B)
         row_sum, column_sum = _LogSumExp(rows_BD), _LogSumExp(columns_ND)
         for rows, columns, own in matrix.blocks(len(rows_BD), len(columns_ND)):
             logits_bn = rows_BD[rows] @ columns_ND[columns].T
-            row_sum.add(rows, by_row.seen(logits_bn, columns, own))
-            column_sum.add(columns, by_column.seen(logits_bn.T, rows, -own))
+            row_sum.add(rows, by_row.seen(logits_bn, rows, columns, own))
+            column_sum.add(columns, by_column.seen(logits_bn.T, columns, rows, -own))
         ctx.matrix = matrix
         results = row_sum.value(), column_sum.value()
         ctx.save_for_backward(rows_BD, columns_ND, row_prior_B, column_prior_N, *results)
@@ -83,15 +85,18 @@ class _Negatives(torch.autograd.Function):
         """Of rows, columns and priors."""
         rows_BD, columns_ND, row_prior_B, column_prior_N, by_row_B, by_column_N = ctx.saved_tensors
         matrix: LogitMatrix = ctx.matrix
-        by_row = _Direction(matrix.hidden_columns_N, column_prior_N, by_row_B, row_gradient_B)
-        by_column = _Direction(matrix.hidden_rows_B, row_prior_B, by_column_N, column_gradient_N)
+        hidden_B, hidden_N = matrix.hidden_rows_B, matrix.hidden_columns_N
+        by_row = _Direction(hidden_B, hidden_N, column_prior_N, by_row_B, row_gradient_B)
+        by_column = _Direction(hidden_N, hidden_B, row_prior_B, by_column_N, column_gradient_N)
         of_rows_BD, of_columns_ND = torch.zeros_like(rows_BD), torch.zeros_like(columns_ND)
-        for rows, columns, own in matrix.blocks(len(rows_BD), len(columns_ND)):
-            logits_bn = rows_BD[rows] @ columns_ND[columns].T
-            gradient_bn = by_row.gradient(logits_bn, rows, columns, own)
-            gradient_bn += by_column.gradient(logits_bn.T, columns, rows, -own).T
-            of_rows_BD[rows].addmm_(gradient_bn, columns_ND[columns])
-            of_columns_ND[columns].addmm_(gradient_bn.T, rows_BD[rows])
+        # A backward pass runs under its caller's autocast; the blocks must be those of the forward pass.
+        with torch.autocast(rows_BD.device.type, enabled=False):
+            for rows, columns, own in matrix.blocks(len(rows_BD), len(columns_ND)):
+                logits_bn = rows_BD[rows] @ columns_ND[columns].T
+                gradient_bn = by_row.gradient(logits_bn, rows, columns, own)
+                gradient_bn += by_column.gradient(logits_bn.T, columns, rows, -own).T
+                of_rows_BD[rows].addmm_(gradient_bn, columns_ND[columns])
+                of_columns_ND[columns].addmm_(gradient_bn.T, rows_BD[rows])
         return of_rows_BD, of_columns_ND, by_column.of_prior_K, by_row.of_prior_K, None
 
 
@@ -100,23 +105,25 @@ class _Direction:
 
     def __init__(
         self,
+        hidden_Q: Tensor | None,
         hidden_K: Tensor | None,
         prior_K: Tensor | None,
         result_Q: Tensor | None = None,
         gradient_Q: Tensor | None = None,
     ) -> None:
         """`result_Q` and its gradient are for the backward pass."""
-        self.hidden_K, self.prior_K, self.result_Q, self.gradient_Q = hidden_K, prior_K, result_Q, gradient_Q
+        self.hidden_Q, self.hidden_K, self.prior_K = hidden_Q, hidden_K, prior_K
+        self.result_Q, self.gradient_Q = result_Q, gradient_Q
         self.of_prior_K = None if prior_K is None else torch.zeros_like(prior_K)
 
-    def seen(self, logits_qk: Tensor, candidates: slice, own: int) -> Tensor:
+    def seen(self, logits_qk: Tensor, queries: slice, candidates: slice, own: int) -> Tensor:
         """The logits as this direction sees them: minus infinity where the candidate does not count.
 
         In place where there is no prior. What the first direction hides in a block hides nothing from the second: a
         hidden candidate of the one is a query without a gradient in the other.
         """
         if self.prior_K is not None:
-            logits_qk = logits_qk * (logits_qk - self.prior_K[candidates]).exp_()
+            logits_qk = logits_qk * self._factor(logits_qk, self.prior_K, queries, candidates)
         if -len(logits_qk) < own < logits_qk.shape[1]:
             logits_qk.diagonal(own).fill_(-torch.inf)
         if self.hidden_K is not None:
@@ -126,13 +133,22 @@ class _Direction:
     def gradient(self, logits_qk: Tensor, queries: slice, candidates: slice, own: int) -> Tensor:
         """Of the logits; that of the prior adds up in `of_prior_K`."""
         assert self.result_Q is not None and self.gradient_Q is not None
-        gradient_qk = self.seen(logits_qk, candidates, own) - self.result_Q[queries].unsqueeze(1)
+        gradient_qk = self.seen(logits_qk, queries, candidates, own) - self.result_Q[queries].unsqueeze(1)
         gradient_qk.exp_().mul_(self.gradient_Q[queries].unsqueeze(1))
         if self.prior_K is not None and self.of_prior_K is not None:
-            factor_qk = (logits_qk - self.prior_K[candidates]).exp_()
+            factor_qk = self._factor(logits_qk, self.prior_K, queries, candidates)
             self.of_prior_K[candidates] -= (gradient_qk * factor_qk * logits_qk).sum(0)
             gradient_qk *= factor_qk * (1 + logits_qk)
         return gradient_qk
+
+    def _factor(self, logits_qk: Tensor, prior_K: Tensor, queries: slice, candidates: slice) -> Tensor:
+        """A candidate's softmax over the queries, at most 1: 0 where one is hidden, which the prior does not bound."""
+        above_qk = logits_qk - prior_K[candidates]
+        if self.hidden_Q is not None:
+            above_qk.masked_fill_(self.hidden_Q[queries].unsqueeze(1), -torch.inf)
+        if self.hidden_K is not None:
+            above_qk.masked_fill_(self.hidden_K[candidates], -torch.inf)
+        return above_qk.exp_()
 
 
 class _LogSumExp:

@@ -51,6 +51,7 @@ def contrastive_loss(
     terms = TERMS[config.name]
     given = {"v": video_BD, "s": subtitle_BD, "f": frame_BD, "c": caption_BD}
     local = _checked_features(given, terms, config.name, has_subtitle_B, has_caption_B)
+    local = _hidden_rows_cleared(local, has_subtitle_B, has_caption_B)
     ranks = Ranks(group)
     with torch.autocast(logit_scale.device.type, enabled=False):
         masks_N2 = ranks.gather(torch.stack([has_subtitle_B, has_caption_B], dim=1).to(torch.uint8)).bool()
@@ -157,6 +158,12 @@ def _known_to_be_full(masks_N2: Tensor) -> list[bool]:
 
 def _at_least_float32(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.float()
+
+
+def _hidden_rows_cleared(local: dict[str, Tensor], has_subtitle_B: Tensor, has_caption_B: Tensor) -> dict[str, Tensor]:
+    """Zeros in rows that take no part: padding and bad rows may hold anything, and 0 * NaN is NaN."""
+    takes_part = {"v": has_subtitle_B | has_caption_B, "s": has_subtitle_B, "f": has_caption_B, "c": has_caption_B}
+    return {kind: torch.where(takes_part[kind].unsqueeze(1), rows_BD, 0.0) for kind, rows_BD in local.items()}
 
 
 def _checked_features(

@@ -33,7 +33,14 @@ class VisionArchitecture(Section):
     image_size: int = Field(default=224, gt=0)
     head_width: int = Field(default=64, gt=0)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_width: int | None = Field(default=None, gt=0)
+    """Ours: inner size of the MLP, where no ratio gives it; null: int(width * mlp_ratio)."""
     ls_init_value: float | None = None
+
+    @property
+    def inner_width(self) -> int:
+        """Inner size of the MLP."""
+        return _inner_width(self)
 
 
 class TextArchitecture(Section):
@@ -45,11 +52,18 @@ class TextArchitecture(Section):
     heads: int = Field(default=8, gt=0)
     layers: int = Field(default=12, gt=0)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_width: int | None = Field(default=None, gt=0)
+    """As in `vision_cfg`."""
     ls_init_value: float | None = None
     pool_type: Literal["argmax", "eos"] = "argmax"
     eos_id: int = 2
     hf_tokenizer_name: str | None = None
     tokenizer_kwargs: dict[str, Any] = {}
+
+    @property
+    def inner_width(self) -> int:
+        """Inner size of the MLP."""
+        return _inner_width(self)
 
 
 class Architecture(Section):
@@ -62,6 +76,15 @@ class Architecture(Section):
     text_cfg: TextArchitecture
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_std: tuple[float, float, float] = PIXEL_STD
+
+    def for_openclip(self) -> dict[str, Any]:
+        """Arguments of open_clip's CLIP. Its MLPs have int(width * mlp_ratio): half a unit more keeps that exact."""
+        towers = {}
+        for key, tower in (("vision_cfg", self.vision_cfg), ("text_cfg", self.text_cfg)):
+            ratio = tower.mlp_ratio if tower.mlp_width is None else (tower.mlp_width + 0.5) / tower.width
+            towers[key] = tower.model_dump(exclude={"mlp_width"}) | {"mlp_ratio": ratio}
+        rest = ("embed_dim", "quick_gelu", "init_logit_scale")
+        return {name: getattr(self, name) for name in rest} | towers
 
 
 def read_architecture(config: ModelConfig) -> Architecture:
@@ -77,6 +100,10 @@ def read_architecture(config: ModelConfig) -> Architecture:
             f"set image_size_px to a multiple of {vision.patch_size}"
         )
     return architecture.model_copy(update={"vision_cfg": vision})
+
+
+def _inner_width(tower: VisionArchitecture | TextArchitecture) -> int:
+    return int(tower.width * tower.mlp_ratio) if tower.mlp_width is None else tower.mlp_width
 
 
 def openclip_name(name: str) -> str:

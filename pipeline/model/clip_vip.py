@@ -18,9 +18,10 @@ from pipeline.errors import InputError
 from pipeline.model.architecture import read_architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING
+from pipeline.model.layers import Transformer
 from pipeline.model.loading import load_strictly
 from pipeline.model.start import start_state
-from pipeline.model.text_tower import TextTower, trim_texts
+from pipeline.model.text_tower import TextTower, text_length, trim_texts
 from pipeline.model.tokenizer import Tokenizer
 from pipeline.model.vision import VideoTower
 
@@ -44,6 +45,8 @@ class CLIPViP(nn.Module):
     the optimizer; files of other systems hold it as []."""
     pixel_mean: Tensor
     pixel_std: Tensor
+    few_text_lengths = False
+    """Whether texts are padded to one of a few lengths: for a forward pass that is compiled or captured by shape."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Towers with parameters as torch left them; `from_config` and `load_model` build models to use."""
@@ -112,13 +115,34 @@ class CLIPViP(nn.Module):
         uint8 pixels are normalised here; float pixels count as normalised. Ids on the host are computed only as far as
         the longest text reaches; trim those for a GPU before they go there: here it would have to wait for the GPU.
         """
+        # Texts last: their backward pass is the first, so that their gradients can travel during that of the frames.
+        video_BD = None if video is None else self._encode_video("video", video)
+        frame_BD = None if middle is None else self._encode_video("middle", middle)
+        texts = {"subtitle": subtitle, "caption": caption}
+        given = {name: self._checked_ids(name, ids_BL) for name, ids_BL in texts.items() if ids_BL is not None}
+        encoded = self._encode_texts(given)
         return Features(
-            video_BD=None if video is None else self._encode_video("video", video),
-            subtitle_BD=None if subtitle is None else self._encode_text("subtitle", subtitle),
-            frame_BD=None if middle is None else self._encode_video("middle", middle),
-            caption_BD=None if caption is None else self._encode_text("caption", caption),
+            video_BD=video_BD,
+            subtitle_BD=encoded.get("subtitle"),
+            frame_BD=frame_BD,
+            caption_BD=encoded.get("caption"),
             logit_scale=self.logit_scale.exp().reshape([]),
         )
+
+    def towers(self) -> dict[str, nn.Module]:
+        """The towers that train."""
+        return {name: self.get_submodule(name) for name in ("visual", "text") if name not in self.config.freeze}
+
+    def compile_blocks(self, backend: str, *, must: bool) -> None:
+        """Have the blocks run compiled in training; what cannot be compiled runs eagerly, unless it `must`."""
+        for tower in self.towers().values():
+            transformer = tower.get_submodule("transformer")
+            assert isinstance(transformer, Transformer)
+            transformer.compile_blocks(backend, must=must)
+
+    def why_not_captured(self) -> str | None:
+        """Recomputation asks autograd for the graph of a part of the forward pass."""
+        return "model.checkpoint_activations recomputes blocks" if self.config.checkpoint_activations else None
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; frozen towers stay in evaluation mode."""
@@ -153,13 +177,12 @@ class CLIPViP(nn.Module):
                 f"got {list(pixels.shape)}"
             )
         self._check_device(name, pixels)
-        if pixels.dtype == torch.uint8:
-            pixels = (pixels / 255 - self.pixel_mean) / self.pixel_std
-        elif not pixels.is_floating_point():
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
             raise InputError(f"{name} must be uint8 or normalised floats, got {pixels.dtype}")
-        return _unit(self.visual(pixels.unsqueeze(1) if name == "middle" else pixels))
+        video_BTCHW = pixels.unsqueeze(1) if name == "middle" else pixels
+        return _unit(self.visual(video_BTCHW, self.pixel_mean, self.pixel_std))
 
-    def _encode_text(self, name: str, ids_BL: Tensor) -> Tensor:
+    def _checked_ids(self, name: str, ids_BL: Tensor) -> Tensor:
         if ids_BL.ndim != 2 or ids_BL.dtype != torch.int64 or not ids_BL.shape[1]:
             raise InputError(f"{name} must be int64 [B, L] with L >= 1, got {ids_BL.dtype} {list(ids_BL.shape)}")
         self._check_device(name, ids_BL)
@@ -171,7 +194,25 @@ class CLIPViP(nn.Module):
                 f"{name} has {ids_BL.shape[1]} tokens, but {self.config.name} takes {text.context_length}; "
                 f"tokenize with a context length of at most {text.context_length}"
             )
-        return _unit(self.text(ids_BL))
+        return ids_BL
+
+    def _encode_texts(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Unit features of every text, in one pass where that costs less than it saves.
+
+        A GPU at small batches waits for launches, so that padding is cheaper than a second pass; a CPU computes every
+        token that it is given.
+        """
+        lengths = {ids_BL.shape[1] for ids_BL in given.values()}
+        if self.few_text_lengths:
+            lengths = {text_length(max(lengths), self.architecture.text_cfg.context_length)} if lengths else lengths
+        elif any(ids_BL.device.type == "cuda" for ids_BL in given.values()):
+            lengths = {max(lengths)}
+        if len(lengths) != 1:
+            return {name: _unit(self.text(ids_BL)) for name, ids_BL in given.items()}
+        (length,) = lengths
+        padded = [F.pad(ids_BL, (0, length - ids_BL.shape[1])) for ids_BL in given.values()]
+        features = torch.split(_unit(self.text(torch.cat(padded))), [len(ids_BL) for ids_BL in padded])
+        return dict(zip(given, features, strict=True))
 
     def _check_device(self, name: str, value: Tensor) -> None:
         if value.device != self.pixel_mean.device:

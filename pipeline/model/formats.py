@@ -71,8 +71,15 @@ def detect_format(state: Mapping[str, Tensor]) -> Format | None:
 
 
 def to_ours(state: Mapping[str, Tensor]) -> State:
-    """Any known format under our names. Names that we do not know stay as they are, for the strict load to report."""
-    world = detect_format(state)
+    """Any known format under our names. Names that we do not know stay as they are, for the strict load to report.
+
+    The official form keeps an empty tensor where M = 1 adds no proxies; ours has none.
+    """
+    state = _renamed(state, detect_format(state))
+    return {name: value for name, value in state.items() if name != ADDED_PROXIES or value.numel()}
+
+
+def _renamed(state: Mapping[str, Tensor], world: Format | None) -> State:
     state = {name: value.reshape(1) if name.endswith("logit_scale") else value for name, value in state.items()}
     if world == "open_clip":
         return {f"text.{name}" if name.startswith(_OPENCLIP_TEXT) else name: value for name, value in state.items()}
@@ -132,8 +139,6 @@ def _from_hugging_face(state: State) -> State:
             renamed[ours] = value.T.contiguous() if transposed else value
     if HF_TEMPORAL_EMBEDDING in state:
         renamed[TEMPORAL_EMBEDDING] = state.pop(HF_TEMPORAL_EMBEDDING).squeeze(0)
-    if ADDED_PROXIES in renamed and not len(renamed[ADDED_PROXIES]):
-        del renamed[ADDED_PROXIES]  # M = 1: the official form keeps an empty tensor
     for ours, theirs in _TOWERS.items():
         renamed |= _blocks_from_hugging_face(state, ours, theirs)
     return renamed | state

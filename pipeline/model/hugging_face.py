@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -22,6 +21,7 @@ from pipeline.model.architecture import PIXEL_MEAN, PIXEL_STD, Architecture, Tex
 from pipeline.model.config import ModelConfig, read_json, read_model_config
 from pipeline.model.formats import HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING, State, to_hugging_face
 from pipeline.model.tensor_files import read_tensors
+from pipeline.tensor_writing import write_tensors
 
 EXTRA_TENSORS_FILE = "clip_vip.safetensors"
 EXTRA_CONFIG_FILE = "clip_vip.json"
@@ -65,10 +65,10 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: ModelConfig, ar
     tensors = to_hugging_face(state)
     extras = {name: tensors.pop(name) for name in (HF_ADDED_PROXIES, HF_TEMPORAL_EMBEDDING) if name in tensors}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
+    write_tensors(
         {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    save_file(
+    write_tensors(
         {name: value.contiguous() for name, value in extras.items()}, folder / EXTRA_TENSORS_FILE, {"format": "pt"}
     )
     _write_json(folder / "config.json", _from_architecture(architecture))
@@ -94,7 +94,7 @@ def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
             patch_size=vision["patch_size"],
             image_size=vision["image_size"],
             head_width=vision["hidden_size"] // vision["num_attention_heads"],
-            mlp_ratio=vision["intermediate_size"] / vision["hidden_size"],
+            mlp_width=vision["intermediate_size"],
         ),
         text_cfg=TextArchitecture(
             context_length=text["max_position_embeddings"],
@@ -102,7 +102,7 @@ def _to_architecture(hf_config: dict[str, Any], folder: Path) -> Architecture:
             width=text["hidden_size"],
             heads=text["num_attention_heads"],
             layers=text["num_hidden_layers"],
-            mlp_ratio=text["intermediate_size"] / text["hidden_size"],
+            mlp_width=text["intermediate_size"],
         ),
         pixel_mean=pixels.get("image_mean", PIXEL_MEAN),
         pixel_std=pixels.get("image_std", PIXEL_STD),
@@ -143,7 +143,7 @@ def _from_architecture(architecture: Architecture) -> dict[str, Any]:
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": vision.width,
-            "intermediate_size": int(vision.width * vision.mlp_ratio),
+            "intermediate_size": vision.inner_width,
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.width // vision.head_width,
             "image_size": vision.image_size,
@@ -154,7 +154,7 @@ def _from_architecture(architecture: Architecture) -> dict[str, Any]:
         "text_config": {
             "model_type": "clip_text_model",
             "hidden_size": text.width,
-            "intermediate_size": int(text.width * text.mlp_ratio),
+            "intermediate_size": text.inner_width,
             "num_hidden_layers": text.layers,
             "num_attention_heads": text.heads,
             "vocab_size": text.vocab_size,

@@ -2,18 +2,20 @@
 
 Shapes: B clips, N tokens, M proxies, T frames, P patches a frame, H heads, E width of a head, W width of the model.
 
-    block = Block(BlockShape(width=768, heads=12, mlp_ratio=4.0, quick_gelu=True, layer_scale=None))
+    block = Block(BlockShape(width=768, heads=12, inner_width=3072, quick_gelu=True, layer_scale=None))
     x_BNW = block(x_BNW, partial(proxy_guided_attention, num_proxies=4, num_frames=12))
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from pipeline.model.compiled import CompiledBlocks
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each [B, N, H, E], to the attended values [B, N, H, E]."""
@@ -99,7 +101,8 @@ class BlockShape:
 
     width: int
     heads: int
-    mlp_ratio: float
+    inner_width: int
+    """Of the MLP."""
     quick_gelu: bool
     layer_scale: float | None
     """Where the factors of the residual branches start; None: there are none."""
@@ -111,16 +114,15 @@ class Block(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         width, layer_scale = shape.width, shape.layer_scale
-        hidden = int(width * shape.mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, shape.heads)
         self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, hidden),
+                c_fc=nn.Linear(width, shape.inner_width),
                 gelu=QuickGELU() if shape.quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(hidden, width),
+                c_proj=nn.Linear(shape.inner_width, width),
             )
         )
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
@@ -133,16 +135,24 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks."""
+    """A stack of blocks, which in training may run compiled."""
 
     def __init__(self, layers: int, shape: BlockShape, *, checkpoint_activations: bool) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         self.resblocks = nn.ModuleList([Block(shape) for _ in range(layers)])
+        self._compiled: CompiledBlocks | None = None
+
+    def compile_blocks(self, backend: str, *, must: bool) -> None:
+        """Compile each block by itself: one graph serves them all, in a twelfth of the time for the whole tower."""
+        self._compiled = CompiledBlocks(list(self.resblocks), backend, must=must)
 
     def forward(self, x_BNW: Tensor, attend: Attend) -> Tensor:
         """[B, N, W] to [B, N, W]."""
-        for block in self.resblocks:
+        blocks: Sequence[nn.Module] = list(self.resblocks)
+        if self._compiled is not None and self.training:
+            blocks = self._compiled.for_input(x_BNW, attend)
+        for block in blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BNW = checkpoint(block, x_BNW, attend, use_reentrant=False, preserve_rng_state=False)
             else:

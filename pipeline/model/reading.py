@@ -47,8 +47,8 @@ def read_weights(path: str | Path) -> Weights:
     tensors = read_tensors(path)
     world = detect_format(tensors)
     if world is None:
-        some = ", ".join(list(tensors)[:3])
-        raise InputError(f"{path} holds no CLIP or CLIP-ViP weights; its first tensors are {some}")
+        some = f"its first tensors are {', '.join(list(tensors)[:3])}" if tensors else "it holds no tensor at all"
+        raise InputError(f"{path} holds no CLIP or CLIP-ViP weights; {some}")
     return Weights(to_ours(tensors), world, config=None, quick_gelu=True if world == "official" else None)
 
 
@@ -96,7 +96,9 @@ def _read_folder(folder: Path) -> Weights:
         if not (target / WEIGHTS_FILE).is_file():
             raise InputError(f"{target} holds {CONFIG_FILE} but no {WEIGHTS_FILE}; was the export interrupted?")
         config = read_model_config(target / CONFIG_FILE)
-        return Weights(read_tensors(target / WEIGHTS_FILE), "ours", config, read_architecture(config).quick_gelu)
+        return Weights(
+            to_ours(read_tensors(target / WEIGHTS_FILE)), "ours", config, read_architecture(config).quick_gelu
+        )
     if (folder / "config.json").is_file():
         tensors, config = hugging_face.read_folder(folder)
         return Weights(to_ours(tensors), "hugging_face", config, read_architecture(config).quick_gelu)

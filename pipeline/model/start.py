@@ -44,14 +44,7 @@ def _random_state(architecture: Architecture) -> State:
     import_open_clip()
     from open_clip.model import CLIP
 
-    model = CLIP(
-        embed_dim=architecture.embed_dim,
-        vision_cfg=architecture.vision_cfg.model_dump(),
-        text_cfg=architecture.text_cfg.model_dump(),
-        quick_gelu=architecture.quick_gelu,
-        init_logit_scale=architecture.init_logit_scale,
-    )
-    return to_ours(model.state_dict())
+    return to_ours(CLIP(**architecture.for_openclip()).state_dict())
 
 
 def _state_from_path(path: Path, name: str, architecture: Architecture) -> State:

@@ -30,6 +30,18 @@ def trim_texts(ids_BL: Tensor, text: TextArchitecture) -> Tensor:
     return ids_BL[:, : int(end_positions(ids_BL, text).max()) + 1]
 
 
+TEXT_LENGTHS = (16, 24, 32, 48, 64, 72)
+
+
+def text_length(num_tokens: int, context_length: int) -> int:
+    """The least of a few lengths that holds `num_tokens`: one of TEXT_LENGTHS, or the whole context.
+
+    >>> [text_length(n, 77) for n in (1, 16, 17, 70, 73)]
+    [16, 16, 24, 72, 77]
+    """
+    return next((length for length in TEXT_LENGTHS if num_tokens <= length < context_length), context_length)
+
+
 class TextTower(nn.Module):
     """open_clip's text transformer on texts of any length up to its context."""
 
@@ -44,7 +56,7 @@ class TextTower(nn.Module):
             BlockShape(
                 width=text.width,
                 heads=text.heads,
-                mlp_ratio=text.mlp_ratio,
+                inner_width=text.inner_width,
                 quick_gelu=architecture.quick_gelu,
                 layer_scale=text.ls_init_value,
             ),

@@ -2,7 +2,7 @@
 
 Shapes: B clips, T frames, C channels, M proxies, P patches a frame, W width, D joint dimension.
 
-    video [B, T, C, H, W] -> patches [B, T, P, W] -> tokens [B, M + T·P, W] -> proxy 0 -> [B, D]
+    video [B, T, C, H, W] -> PatchEmbedding -> [B, T, P, W] -> tokens [B, M + T·P, W] -> proxy 0 -> [B, D]
 
 Proxy 0 is CLIP's class token. Every proxy gets CLIP's spatial position 0; a patch gets its spatial position and the
 temporal embedding of its frame. A single image is a video with T = 1.
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.model.architecture import Architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.layers import BlockShape, Transformer, full_attention, proxy_guided_attention
+from pipeline.model.patches import PatchEmbedding
 
 
 class VideoTower(nn.Module):
@@ -32,7 +33,7 @@ class VideoTower(nn.Module):
         self.config = config
         self.image_size_px = vision.image_size
         num_positions = (vision.image_size // patch_px) ** 2 + 1
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_px, stride=patch_px, bias=False)
+        self.conv1 = PatchEmbedding(width, patch_px)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(num_positions, width))
         num_added, num_temporal = config.num_proxies - 1, config.num_temporal
@@ -44,7 +45,7 @@ class VideoTower(nn.Module):
             BlockShape(
                 width=width,
                 heads=width // vision.head_width,
-                mlp_ratio=vision.mlp_ratio,
+                inner_width=vision.inner_width,
                 quick_gelu=architecture.quick_gelu,
                 layer_scale=vision.ls_init_value,
             ),
@@ -53,17 +54,21 @@ class VideoTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, architecture.embed_dim))
 
-    def forward(self, video_BTCHW: Tensor) -> Tensor:
-        """Normalised pixels [B, T, 3, H, W] to features [B, D], not yet of unit length."""
+    def forward(self, video_BTCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:
+        """Pixels [B, T, 3, H, W], uint8 or normalised, to features [B, D], not yet of unit length.
+
+        uint8 pixels are normalised by the statistics [3, 1, 1], which are of values in [0, 1].
+        """
         num_frames = video_BTCHW.shape[1]
         if self.config.pooling == "mean":
-            frames_BTD = F.normalize(self._encode(video_BTCHW.flatten(0, 1).unsqueeze(1)), dim=-1)
+            frames_BTCHW = video_BTCHW.flatten(0, 1).unsqueeze(1)
+            frames_BTD = F.normalize(self._encode(frames_BTCHW, mean_C11, std_C11), dim=-1)
             return torch.unflatten(frames_BTD, 0, (-1, num_frames)).mean(dim=1)
-        return self._encode(video_BTCHW)
+        return self._encode(video_BTCHW, mean_C11, std_C11)
 
-    def _encode(self, video_BTCHW: Tensor) -> Tensor:
+    def _encode(self, video_BTCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:
         num_clips, num_frames = video_BTCHW.shape[:2]
-        patches_BTPW = self._embed_patches(video_BTCHW)
+        patches_BTPW = self._place_patches(self.conv1(video_BTCHW, mean_C11, std_C11))
         proxies_MW = self.class_embedding.unsqueeze(0)
         if self.added_proxies is not None:
             proxies_MW = torch.cat([proxies_MW, self.added_proxies])
@@ -78,13 +83,14 @@ class VideoTower(nn.Module):
         features_BD: Tensor = self.ln_post(tokens_BNW[:, 0]) @ self.proj
         return features_BD.to(self.class_embedding.dtype)
 
-    def _embed_patches(self, video_BTCHW: Tensor) -> Tensor:
-        num_frames = video_BTCHW.shape[1]
-        maps = self.conv1(video_BTCHW.flatten(0, 1))
-        patches_BTPW = torch.unflatten(maps.flatten(2).transpose(1, 2), 0, (-1, num_frames))
-        patches_BTPW = patches_BTPW + self.positional_embedding[1:]
+    def _place_patches(self, patches_BTPW: Tensor) -> Tensor:
+        """Position and frame of every patch; patch dropout."""
+        places_PW = self.positional_embedding[1:]
         if self.temporal_embedding is not None:
-            patches_BTPW = patches_BTPW + interpolate_temporal(self.temporal_embedding, num_frames).unsqueeze(1)
+            temporal_TW = interpolate_temporal(self.temporal_embedding, patches_BTPW.shape[1])
+            patches_BTPW = patches_BTPW + (places_PW + temporal_TW.unsqueeze(1))
+        else:
+            patches_BTPW = patches_BTPW + places_PW
         if self.training and self.config.patch_dropout:
             patches_BTPW = drop_patches(patches_BTPW, self.config.patch_dropout)
         return patches_BTPW

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -19,6 +18,7 @@ from pipeline.model.architecture import read_architecture
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.reading import CONFIG_FILE, WEIGHTS_FILE, identify_official, read_weights
+from pipeline.tensor_writing import write_tensors
 
 Model = TypeVar("Model", bound=CLIPViP)
 
@@ -31,7 +31,7 @@ def save_model(folder: str | Path, state_dict: Mapping[str, Tensor], config: Mod
     # image_size_px is in the architecture now, and the weights in the file are the whole start.
     update = {"architecture": architecture, "pretrained": None, "image_size_px": None}
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     content = config.model_copy(update=update).model_dump(mode="json")
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import parse_command_line
 from pipeline.errors import InputError, run_command
 from preprocess.benchmarks.convert import BenchmarkConfig, convert
-from preprocess.benchmarks.split import Entry, Published, Role, Split, field, paragraph, read_json
+from preprocess.benchmarks.split import Entry, Published, Role, Split, field, paragraph, read_json, same_name
 
 
 class ActivityNetConfig(BenchmarkConfig):
@@ -38,12 +38,14 @@ def _read_split(folder: Path, name: str, stem: str, ids_name: str, role: Role, p
     annotations = read_json(path)
     if not isinstance(annotations, dict):
         raise InputError(f"{path} must be an object of videos; is it the published file?")
+    annotations = {same_name(one): row for one, row in annotations.items()}
     ids = list(annotations)
     notes = []
     if ids_path.exists():
         wanted = read_json(ids_path)
         if not isinstance(wanted, list) or not all(isinstance(one, str) for one in wanted):
             raise InputError(f"{ids_path} must be a list of video ids; is it the published file?")
+        wanted = list(map(same_name, wanted))
         ids = [one for one in wanted if one in annotations]
         notes += _difference(ids_path.name, path.name, wanted, annotations)
     entries = tuple(_entry(one, annotations[one], path) for one in ids)

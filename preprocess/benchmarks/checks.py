@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from pipeline.errors import InputError
-from preprocess.benchmarks.split import Published, Split
+from preprocess.benchmarks.split import Published, Split, same_name
 
 SHOWN = 20
 """Examples in a report; the counts are always whole."""
@@ -73,7 +73,7 @@ def find_leakage(splits: list[Split]) -> list[dict[str, Any]]:
     """Videos, and texts, that two splits share: a row per pair of splits that share any."""
     rows = []
     for one, other in combinations(splits, 2):
-        videos = {entry.clip_id for entry in one.entries} & {entry.clip_id for entry in other.entries}
+        videos = _videos(one) & _videos(other)
         texts = _texts(one) & _texts(other)
         if videos or texts:
             rows.append(
@@ -86,6 +86,10 @@ def find_leakage(splits: list[Split]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _videos(split: Split) -> set[str]:
+    return {same_name(entry.clip_id) for entry in split.entries}
 
 
 def _texts(split: Split) -> set[str]:

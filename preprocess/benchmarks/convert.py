@@ -17,14 +17,14 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.data.format import Reason
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from preprocess.benchmarks.checks import check_counts, check_entries, describe_split, find_leakage
 from preprocess.benchmarks.report import console_report, markdown_report
 from preprocess.benchmarks.split import Split
 from preprocess.benchmarks.video_folder import VideoFolder
 from preprocess.config import PreprocessConfig, RetryConfig
-from preprocess.merge import published_shards
 from preprocess.publish import write_atomically
+from preprocess.published import published_shards
 from preprocess.retry import retry
 from preprocess.rounds import standing_failures
 from preprocess.run import run
@@ -75,25 +75,44 @@ def convert(name: str, splits: list[Split], config: OutputConfig) -> int:
             f"{name}: {'; '.join(findings)}; check the annotation files, or set accept_counts=true to go on with them"
         )
     folder = VideoFolder(config.videos)
+    found = {split.name: _find_videos(split, folder, config.videos) for split in chosen}
     report: dict[str, Any] = {"set": name, "count_findings": findings, "leakage": leakage, "splits": {}}
     for split in chosen:
         target = config.output / split.name
-        _write_split(split, folder, target, config)
-        report["splits"][split.name] = {**describe_split(split), **_account(split, target)}
+        _write_split(split, found[split.name], target, config)
+        report["splits"][split.name] = {**describe_split(split), **_account(split, target, config.videos)}
     (config.output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     (config.output / "report.md").write_text(markdown_report(report), encoding="utf-8")
-    print(console_report(report))
+    print(console_report(report), flush=True)
+    _check_delivered(report, config.output)
     return 0
 
 
-def _write_split(split: Split, folder: VideoFolder, target: Path, config: OutputConfig) -> None:
-    """Texts or queries, then the shards."""
-    found = {entry.clip_id: path for entry in split.entries if (path := folder.find(entry.file)) is not None}
+def _find_videos(split: Split, folder: VideoFolder, root: Path) -> dict[str, Path]:
+    """The files of a split by clip id; `InputError` where there is none."""
+    paths = {entry.clip_id: folder.find(entry.file, entry.suffix) for entry in split.entries}
+    found = {clip_id: path for clip_id, path in paths.items() if path is not None}
     if not found:
         raise InputError(
-            f"split {split.name}: none of its {len(split.entries):,} videos is below {config.videos}, "
+            f"split {split.name}: none of its {len(split.entries):,} videos is below {root}, "
             f"{split.entries[0].file} for one; check videos="
         )
+    return found
+
+
+def _check_delivered(report: dict[str, Any], output: Path) -> None:
+    """A split without one clip is a mistake that nobody should take for a set."""
+    for name, split in report["splits"].items():
+        if not split["delivered"]:
+            clip_id, why = next(iter(split["not_delivered"].items()), ("none", "no reason is known"))
+            raise RunError(
+                f"split {name}: not one of its {split['videos']['annotated']:,} videos was delivered, {clip_id} for "
+                f"one ({why}); mend the videos and run the same command again; {output / 'report.md'} lists all"
+            )
+
+
+def _write_split(split: Split, found: dict[str, Path], target: Path, config: OutputConfig) -> None:
+    """Texts or queries, then the shards."""
     texts = {("texts" if split.role == "train" else "queries") + ".jsonl": _lines(_text_rows(split))}
     files = texts | {"metadata.jsonl": _lines(_metadata_rows(split))}
     _check_same_annotations(target, files)
@@ -178,12 +197,16 @@ def _preprocess_config(
     return PreprocessConfig.model_validate(settings)
 
 
-def _account(split: Split, target: Path) -> dict[str, Any]:
+def _account(split: Split, target: Path, videos: Path) -> dict[str, Any]:
     """Which clips were delivered, and why the others were not: read back from the shard set itself."""
     shards = target / "shards"
     failures = {}
+    file_of = {entry.clip_id: entry.file for entry in split.entries}
     for row in standing_failures(shards, set(published_shards(shards))):
-        failures[row["clip_id"]] = f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"]
+        clip_id, reason, detail = row["clip_id"], row["reason"], row["detail"]
+        if reason == Reason.VIDEO_MISSING:
+            detail = f"no file {file_of.get(clip_id, clip_id)} with any suffix of a video below {videos}"
+        failures[clip_id] = f"{reason}: {detail}" if detail else reason
     delivered = 0
     for path in sorted((shards / "shards").glob("*.parquet")):
         delivered += pq.read_metadata(path).num_rows

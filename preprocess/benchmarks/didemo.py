@@ -14,7 +14,17 @@ from pydantic import Field
 from pipeline.config import parse_command_line
 from pipeline.errors import InputError, run_command
 from preprocess.benchmarks.convert import BenchmarkConfig, convert
-from preprocess.benchmarks.split import Entry, Published, Role, Split, field, paragraph, read_json, read_lines
+from preprocess.benchmarks.split import (
+    Entry,
+    Published,
+    Role,
+    Split,
+    field,
+    paragraph,
+    read_json,
+    read_lines,
+    same_name,
+)
 
 # Sources differ by a few videos: the official code's lists against those in circulation.
 PUBLISHED: dict[Role, Published] = {
@@ -48,8 +58,8 @@ def _read_split(folder: Path, role: Role, max_seconds: float | None) -> Split:
     sentences: dict[str, list[str]] = defaultdict(list)
     for number, row in enumerate(rows):
         where = f"{data_path}: entry {number}"
-        sentences[_stem(field(row, "video", str, where))].append(field(row, "description", str, where))
-    names = [_stem(line.strip()) for line in read_lines(folder / f"{role}_list.txt")]
+        sentences[same_name(_stem(field(row, "video", str, where)))].append(field(row, "description", str, where))
+    names = [same_name(_stem(line.strip())) for line in read_lines(folder / f"{role}_list.txt")]
     texts = {name: paragraph(sentences[name]) for name in names if name in sentences}
     silent = [name for name in names if not texts.get(name)]
     listed = set(names)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config import parse_command_line
 from pipeline.errors import InputError, run_command
 from preprocess.benchmarks.convert import BenchmarkConfig, convert
-from preprocess.benchmarks.split import Entry, Published, Role, Split, clean, read_lines
+from preprocess.benchmarks.split import Entry, Published, Role, Split, clean, numbered_lines
 
 FILES: dict[Role, str] = {
     "train": "LSMDC16_annos_training.csv",
@@ -46,7 +46,9 @@ def read_lsmdc(folder: Path) -> list[Split]:
 def _read_split(path: Path, role: Role) -> Split:
     sentences: dict[str, list[str]] = {}
     num_rows = 0
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
         fields = line.split("\t")
         if len(fields) != NUM_FIELDS:
             raise InputError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config import parse_command_line
 from pipeline.errors import InputError, run_command
 from preprocess.benchmarks.convert import BenchmarkConfig, convert
-from preprocess.benchmarks.split import Entry, Published, Split, clean, field, read_csv, read_json
+from preprocess.benchmarks.split import Entry, Published, Split, clean, field, read_csv, read_json, same_name
 
 
 class MsrvttConfig(BenchmarkConfig):
@@ -35,11 +35,12 @@ def _train_split(folder: Path) -> Split:
     captions: dict[str, list[str]] = defaultdict(list)
     for number, row in enumerate(field(data, "sentences", list, str(data_path))):
         where = f"{data_path}: sentence {number}"
-        captions[field(row, "video_id", str, where)].append(clean(field(row, "caption", str, where)))
-    known = {field(row, "video_id", str, f"{data_path}: videos") for row in field(data, "videos", list, str(data_path))}
+        captions[same_name(field(row, "video_id", str, where))].append(clean(field(row, "caption", str, where)))
+    videos = field(data, "videos", list, str(data_path))
+    known = {same_name(field(row, "video_id", str, f"{data_path}: videos")) for row in videos}
     entries = []
     for row in read_csv(folder / "MSRVTT_train.9k.csv", ("video_id",)):
-        video_id = row["video_id"].strip()
+        video_id = same_name(row["video_id"].strip())
         if video_id not in known or not captions[video_id]:
             raise InputError(f"{folder / 'MSRVTT_train.9k.csv'}: {video_id!r} has no caption in {data_path}")
         entries.append(Entry(video_id, video_id, tuple(captions[video_id])))

@@ -17,7 +17,19 @@ from pydantic import Field
 from pipeline.config import parse_command_line
 from pipeline.errors import InputError, run_command
 from preprocess.benchmarks.convert import OutputConfig, convert
-from preprocess.benchmarks.split import Entry, Role, Split, clean, read_csv, read_json, read_lines
+from preprocess.benchmarks.split import (
+    Entry,
+    Role,
+    Split,
+    clean,
+    numbered_csv,
+    numbered_lines,
+    read_json,
+    same_name,
+)
+from preprocess.benchmarks.video_folder import split_suffix
+from preprocess.ids import id_text
+from preprocess.table_guess import guess_table, shown
 
 VIDEO_NAMES = ("clip_id", "video", "video_id")
 TEXT_NAMES = ("text", "caption", "sentence")
@@ -44,48 +56,60 @@ def read_plain(lists: dict[Role, Path]) -> list[Split]:
 
 
 def _read_split(path: Path, role: Role) -> Split:
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, tuple[str, list[str]]] = {}
     for where, row in _rows(path):
-        video = _pick(row, VIDEO_NAMES, where)
-        captions = _pick(row, TEXT_NAMES, where)
+        video = id_text(_pick(row, VIDEO_NAMES, where, path))
+        captions = _pick(row, TEXT_NAMES, where, path)
         captions = captions if isinstance(captions, list) else [captions]
         if not isinstance(video, str) or not captions or not all(isinstance(one, str) for one in captions):
             raise InputError(f"{where}: the video must be a string, and the text a string or a list of strings")
-        texts.setdefault(video, []).extend(map(clean, captions))
-    entries = tuple(Entry(_clip_id(video), _clip_id(video), tuple(found)) for video, found in texts.items())
+        texts.setdefault(same_name(video), (video, []))[1].extend(map(clean, captions))
+    entries = tuple(_entry(video, found) for video, found in texts.values())
     if len({entry.clip_id for entry in entries}) < len(entries):
         raise InputError(f"{path}: two videos differ in their suffix only; give them different names")
     return Split(role, role, entries)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".csv":
-        yield from ((f"{path}: row {number}", dict(row)) for number, row in enumerate(read_csv(path, ()), start=2))
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix in (".csv", ".tsv"):
+        yield from ((f"{path}:{number}", row) for number, row in numbered_csv(path, ()))
     elif path.suffix == ".json":
         rows = read_json(path)
         if not isinstance(rows, list):
             raise InputError(f"{path} must be a JSON array of rows")
         yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
-    else:
-        for number, line in enumerate(read_lines(path), start=1):
+    elif path.suffix == ".jsonl":
+        for number, line in numbered_lines(path):
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}:{number} is not JSON: {error}; write one object per line") from None
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                guess = guess_table(path, ()) or "write one object per line"
+                raise InputError(f"{path}:{number} is not JSON: {error}; {guess}") from None
+    else:
+        raise InputError(f"{path} is no .jsonl, .json, .csv or .tsv file")
 
 
-def _pick(row: Any, names: tuple[str, ...], where: str) -> Any:
-    if isinstance(row, dict):
-        for name in names:
-            if row.get(name):
-                return row[name]
-    raise InputError(f"{where}: none of {', '.join(names)} is there")
+def _pick(row: Any, names: tuple[str, ...], where: str, path: Path) -> Any:
+    if not isinstance(row, dict):
+        guess = guess_table(path, names) if isinstance(row, list) else ""
+        raise InputError(f"{where}: a row must be an object with one of {', '.join(names)}" + (guess and f"; {guess}"))
+    for name in names:
+        if row.get(name) not in (None, "", []):
+            return row[name]
+    if empty := [name for name in names if name in row]:
+        raise InputError(f"{where}: {empty[0]} is empty; fill it in or remove the row")
+    guess = guess_table(path, names, list(row))
+    raise InputError(
+        f"{where}: none of {', '.join(names)} is there, only {shown(list(row))}" + (guess and f"; {guess}")
+    )
 
 
-def _clip_id(video: str) -> str:
-    """The path without its suffix: it names the clip also where two folders hold the same file name."""
-    path = Path(video)
-    return str(path.with_suffix("")) if path.suffix.lower() in (".mp4", ".avi", ".mkv", ".webm", ".mov") else video
+def _entry(video: str, texts: list[str]) -> Entry:
+    """The clip id is the path without its suffix: it names the clip also where two folders hold the same file name."""
+    stem, suffix = split_suffix(video)
+    name = str(Path(stem)) if suffix else stem
+    return Entry(name, name, tuple(texts), suffix=suffix)
 
 
 def main(argv: list[str]) -> int:

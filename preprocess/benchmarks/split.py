@@ -3,16 +3,22 @@
 splits = read_msrvtt(folder)  ->  [Split("train_9k", "train", entries, ...), Split("test_1ka", "test", ...)]
 """
 
-import csv
+import codecs
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputError
+from pipeline.text_files import HEAD_BYTES, lines_of, not_utf8_text
+from preprocess.csv_rows import BadRow, csv_rows
+from preprocess.table_guess import guess_table, shown
 
 Role = Literal["train", "val", "test"]
+_MAX_FIELD_CHARS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Entry:
     texts: tuple[str, ...]
     end_s: float | None = None
     """Use the video up to here only."""
+    suffix: str = dataclass_field(default="", compare=False)
+    """The suffix that the list names, where there is one; a file with it comes first."""
 
 
 @dataclass(frozen=True)
@@ -62,38 +70,57 @@ class Split:
 def read_json(path: Path) -> Any:
     """A whole JSON file; `InputError` where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; put the published file there") from None
-    except ValueError as error:
+        return json.loads(_read_text_bytes(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not valid JSON: {error}; download it again") from None
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of a text file, blank ones included. A byte that is not UTF-8 makes its line
+    Windows-1252."""
+    for number, line in enumerate(lines_of(_read_text_bytes(path)), start=1):
+        yield number, _decode(line).strip("\ufeff")
+
+
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without blank ones. A byte that is not UTF-8 makes its line Windows-1252."""
-    try:
-        raw = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; put the published file there") from None
-    return [text for line in raw if (text := _decode(line).strip("\r\n\ufeff")).strip()]
+    """The lines of a text file without blank ones."""
+    return [text for _, text in numbered_lines(path) if text.strip()]
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """Rows of a CSV file with a header that holds `columns`."""
-    reader: csv.DictReader[str] = csv.DictReader(
-        f"{line}\n" for line in read_lines(path)
-    )  # a quoted field may span lines
-    lacking = [name for name in columns if name not in (reader.fieldnames or ())]
-    if lacking:
-        raise InputError(
-            f"{path}: the header has no {', '.join(lacking)}; it is {reader.fieldnames}; is it the published file?"
-        )
-    for number, row in enumerate(reader, start=2):
-        if any(row[name] is None for name in columns):
-            raise InputError(f"{path}:{number} has fewer fields than the header; download it again")
-        if None in row:  # a comma of the text would cut it there
-            raise InputError(f"{path}:{number} has more fields than the header; put texts with commas into quotes")
+    return (row for _, row in numbered_csv(path, columns))
+
+
+def numbered_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV or TSV file with a header that holds `columns`."""
+
+    def check_header(names: list[str]) -> None:
+        if lacking := [name for name in columns if name not in names]:
+            guess = guess_table(path, columns, names) or "is it the published file?"
+            raise InputError(f"{path}: the header has no {', '.join(lacking)}; it is {shown(names)}; {guess}")
+
+    lines = ((number, f"{line}\n") for number, line in numbered_lines(path))  # a quoted field may span lines
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    num_rows = 0
+    for row in csv_rows(lines, path, delimiter, _MAX_FIELD_CHARS, check_header):
+        if isinstance(row, BadRow):
+            problem = {  # a comma of the text would cut it there
+                "more": " has more fields than the header; put texts with commas into quotes",
+                "fewer": " has fewer fields than the header; download it again",
+            }.get(row.num_fields_is, f": {row.problem}")
+            raise InputError(f"{path.parent / row.where}{problem}")
+        num_rows += 1
         yield row
+    if not num_rows:
+        raise InputError(f"{path} holds no row below a header; is it the published file?")
+
+
+def same_name(name: str) -> str:
+    """The form of a name that is the same in all lists: macOS hands out file names decomposed, others composed."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def field(row: Any, name: str, kind: type, where: str) -> Any:
@@ -113,6 +140,17 @@ def clean(text: str) -> str:
 def paragraph(sentences: list[str]) -> str:
     """Sentences joined by a space, as the paragraph protocols say."""
     return " ".join(filter(None, map(clean, sentences)))
+
+
+def _read_text_bytes(path: Path) -> bytes:
+    """The bytes of a text file, without a byte order mark; `InputError` where it is missing or no text in UTF-8."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; put the published file there") from None
+    if complaint := not_utf8_text(data[:HEAD_BYTES]):
+        raise InputError(f"{path} {complaint}")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _decode(line: bytes) -> str:

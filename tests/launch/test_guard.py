@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.guard import Ending, count_futile, decide
+from launch.decision import Ending, count_futile, count_unrecorded, decide, why_none_left
 from launch.run_folder import JobFolder, progress_mark
 
 FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restarts_now=0, finished=False)
@@ -28,7 +28,13 @@ FAILED = Ending(code=1, restart=0, state="RUNNING", state_reason="None", restart
         ({"state": "COMPLETING", "preempted": True, "restarts_now": 1}, "left", "SLURM requeued"),
         ({"state": "COMPLETING", "restarts_now": 1}, "left", "SLURM requeued"),
         ({"state": "PENDING", "restarts_now": 1}, "left", "SLURM requeued"),
-        ({"state": ""}, "stop", "does not answer"),
+        ({"state": "", "slurm_problem": "no route"}, "stop", "SLURM cannot be asked to requeue it (no route)"),
+        ({"state": "", "requeue_exit_code": 99}, "requeue", "exit code 99 tells slurmctld to requeue it"),
+        ({"state": "", "requeue_exit_code": 99, "futile": 1}, "stop", "no progress"),
+        ({"unrecorded": 2}, "requeue", "exit code 1"),
+        ({"unrecorded": 3}, "stop", "the run folder cannot be written"),
+        ({"machine_fault": True, "excluded": "n3", "futile": 9, "first_failure": "no mount"}, "requeue", "no mount"),
+        ({"machine_fault": True, "excluded": "n3", "no_exclusion": "none is left"}, "stop", "none is left"),
         ({"futile": 1}, "stop", "no progress"),
         ({"futile": 1, "code": 143}, "requeue", "SIGTERM"),
         ({"futile": 3, "code": 143}, "stop", "no progress"),
@@ -54,6 +60,22 @@ def test_requeues_without_progress_are_counted() -> None:
     assert count_futile(rows, "2 b") == 2
     assert count_futile(rows, "3 c") == 0
     assert count_futile([], "") == 0
+
+
+def test_a_fault_on_every_node_is_no_fault_of_a_node() -> None:
+    nodes = [f"n{number}" for number in range(40)]
+    assert why_none_left(nodes[:7], nodes[:8], "batch") == "", "of a small partition any one node will do"
+    assert "no usable node of partition batch is left" in why_none_left(nodes[:8], nodes[:8], "batch")
+    assert why_none_left(nodes[:20], nodes, "batch") == ""
+    assert "over half of those it may get" in why_none_left(nodes[:21], nodes, "batch")
+    assert why_none_left(nodes[:16], [], "batch") == "", "SLURM does not say how many there are"
+    assert why_none_left(nodes[:17], [], "batch")
+
+
+def test_requeues_without_a_record_are_counted() -> None:
+    rows = [{"event": "started", "restart": 0}, {"event": "ended", "restart": 0}, {"event": "ended", "restart": 2}]
+    assert [count_unrecorded(rows, restart) for restart in (0, 1, 2, 3)] == [0, 0, 1, 1]
+    assert count_unrecorded([], 3) == 3
 
 
 def test_progress_mark_changes_with_every_file(tmp_path: Path) -> None:

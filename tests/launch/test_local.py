@@ -1,15 +1,18 @@
 """`--cluster local`: the same job as processes of this machine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.cluster import Resources, load_site
 from launch.job import TaskSettings, Work, run_work
+from launch.local import run_local
 from launch.preflight import PreflightConfig
 from launch.run_folder import JobFolder
-from launch.submit import Job, run_debug, run_local
+from launch.submit import Job, run_debug, task_settings
+from pipeline.errors import InputError
 
 PROBE = """
 import json, os, sys
@@ -24,6 +27,9 @@ def main(argv):
     if "--sick" in argv:
         from launch.rendezvous import SickNodes
         raise SickNodes("n2 is ill", ["n2"])
+    if "--fault" in argv:
+        from pipeline.errors import MachineFault
+        raise MachineFault("machine fault: /mnt is empty")
     if int(facts["WORLD_SIZE"]) > 1 and "--alone" not in argv:
         dist.init_process_group("gloo")
         total = torch.ones(1)
@@ -87,8 +93,10 @@ def test_two_nodes_are_two_processes(
 
 @pytest.mark.heavy
 def test_the_rank_that_failed_first_is_named(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {})) == 2
-    assert "rank 1 failed first: rank 1 does not like this" in capfd.readouterr().err
+    with pytest.raises(InputError, match=r"^rank 1: rank 1 does not like this; its output: .*1_log.out$"):
+        run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {}))
+    captured = capfd.readouterr()
+    assert "does not like this" not in captured.out + captured.err, "it is said once, by the exception"
     folder = JobFolder(probe / "runs" / "probe")
     first = folder.submissions()[0]["job"]
     assert "rank 1 says hello" in folder.log(first, 1).read_text()
@@ -127,3 +135,19 @@ def test_sick_nodes_reach_the_guard(probe: Path, monkeypatch: pytest.MonkeyPatch
         assert run_work(work, TaskSettings(preflight, None, exit_process=False)) == 1
         row = JobFolder(probe / "runs").exits("7", 1)[0]
         assert (row.get("exclude"), row["error"]) == (excluded, "n2 is ill")
+
+
+def test_a_machine_fault_reaches_the_guard_unless_the_site_wants_none_of_it(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, site_file: str
+) -> None:
+    for name, value in (SLURM_TASK | {"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    for name, value in (("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "3")):
+        monkeypatch.setenv(name, value)
+    work = Work("shards", probe / "runs", "launch_probe", (str(probe), "--fault"))
+    for words, noted in (({}, ["n1"]), ({"faulty_node": "report"}, None)):
+        settings = replace(task_settings(Resources(), load_site(site_file, words)), exit_process=False)
+        assert run_work(work, settings) == 1
+        (row,) = JobFolder(probe / "runs").exits("7_3", 1)
+        assert (row.get("exclude"), row.get("machine_fault", False)) == (noted, noted is not None)
+        assert row["error"] == "machine fault: /mnt is empty"

@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch import guard
 from launch.cluster import ROOT, Resources, load_site
-from launch.guard import count_futile, requeue
+from launch.controller import Controller, JobNow
+from launch.decision import Ending, count_futile
 from launch.job import Work
 from launch.run_folder import JobFolder
 from launch.submit import Job, batch_script
+
+ENDED = Ending(code=0, restart=0, state="RUNNING", state_reason="None", restarts_now=0, finished=False)
 
 
 def make_job(run_folder: Path) -> Job:
@@ -156,7 +160,9 @@ def wait_until_text(path: Path, text: str) -> None:
 
 def test_sick_nodes_are_left_out_of_the_requeued_job(tmp_path: Path, commands) -> None:
     commands(scontrol=f'echo "$@" >> {tmp_path}/asked; echo JobId=7 ExcNodeList=n1')
-    requeue("7", exclude="n3,n5")
+    controller = Controller(0)
+    now, end = controller.job("7"), replace(ENDED, excluded="n3,n5")
+    assert guard.carry_out(end, JobFolder(tmp_path), "7", [], "", controller, now) == 1
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == ["-o show job 7", "requeue 7", "update JobId=7 ExcNodeList=n1,n3,n5"], "beside the user's own"
 
@@ -164,26 +170,13 @@ def test_sick_nodes_are_left_out_of_the_requeued_job(tmp_path: Path, commands) -
 @pytest.mark.parametrize(
     ("answer", "action"), [("Unable to contact slurm controller", "stop"), ("Job is pending execution", "left")]
 )
-def test_a_requeue_that_is_refused_is_no_requeue(
-    tmp_path: Path, commands, monkeypatch: pytest.MonkeyPatch, answer: str, action: str
-) -> None:
-    monkeypatch.setattr(guard, "PATIENCE_S", 0.0)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+def test_a_requeue_that_is_refused_is_no_requeue(tmp_path: Path, commands, answer: str, action: str) -> None:
     commands(scontrol=f'[ "$1" = requeue ] && {{ echo "{answer}" >&2; exit 1; }}; echo JobState=RUNNING')
     folder = JobFolder(tmp_path)
-    end = guard.Ending(code=0, restart=0, state="RUNNING", state_reason="None", restarts_now=0, finished=False)
-    assert guard.carry_out(guard.decide(end), end, folder, "7", [], "1 a") == 1
+    assert guard.carry_out(ENDED, folder, "7", [], "1 a", Controller(0), JobNow("RUNNING")) == 1
     assert [row["action"] for row in folder.events("7")] == ["requeue", action]
     assert count_futile(folder.events("7"), "1 a") == 1
     assert folder.is_over({"job": "7"}) == (action == "stop")
-
-
-def test_slurmctld_may_be_away_for_a_moment(tmp_path: Path, commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard.time, "sleep", lambda _: None)
-    commands(
-        scontrol=f"[ -e {tmp_path}/back ] || {{ touch {tmp_path}/back; exit 1; }}; echo JobState=RUNNING Restarts=2"
-    )
-    assert guard.ask_slurm("7") == guard.JobNow("RUNNING", "", 2, False)
 
 
 def test_events_are_json(tmp_path: Path) -> None:

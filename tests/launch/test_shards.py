@@ -48,6 +48,7 @@ def plan(site_file: str, shards_file: str, commands):
     def make(*words: str) -> ShardPlan:
         parser = make_parser("slurm_shards.py", "about", shards_file)
         add_shard_options(parser)
+        parser.set_defaults(gpus_per_node=0)
         return plan_shards(parse_options(parser, ["--site", site_file, *words]))
 
     return make
@@ -113,10 +114,11 @@ def test_dry_run_leaves_nothing_behind(
 ) -> None:
     commands()
     words = ["--site", site_file, "--config", shards_file, "--dry-run"]
+    (tmp_path / "video0.mp4").touch()
     assert main(words) == 0
     assert "20 of 20 shards are missing" in capsys.readouterr().out
     (tmp_path / "hdvila_part0.jsonl").unlink()
-    assert main(words) == 0
+    assert main(words) == 1
     assert "missing  metadata.files: there is no file" in capsys.readouterr().out
     assert not (tmp_path / "set").exists()
     with pytest.raises(InputError, match="there is no file"):
@@ -128,6 +130,7 @@ def test_gpus_and_cpus_of_a_task(shards_file: str, commands) -> None:
     commands(scontrol=cluster(BATCH))
     parser = make_parser("slurm_shards.py", "about", shards_file)
     add_shard_options(parser)
+    parser.set_defaults(gpus_per_node=0)
     for words, expected in (
         ([], Resources(cpus_per_task=8)),
         (["--cpus-per-gpu", "6"], Resources(cpus_per_task=6)),
@@ -141,6 +144,7 @@ def test_a_captioner_without_gpus_is_told(shards_file: str, commands) -> None:
     commands(scontrol=cluster(BATCH))
     parser = make_parser("slurm_shards.py", "about", shards_file)
     add_shard_options(parser)
+    parser.set_defaults(gpus_per_node=0)
     captioner = "captioner.kind=open_clip"
     for words, is_told in (([], False), ([captioner], True), ([captioner, "--gpus-per-node", "2"], False)):
         made = plan_shards(parse_options(parser, ["--time", "60", *words]))

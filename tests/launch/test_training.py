@@ -1,10 +1,12 @@
 """Checks on the login node: what is refused, what is only reported."""
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launch import slurm_evaluate
 from launch.cluster import ROOT
@@ -127,7 +129,9 @@ def test_what_the_start_of_a_run_would_refuse_is_refused_here(plan, override: st
 
 def test_a_damaged_manifest_is_one_line(plan, tmp_path: Path) -> None:
     (tmp_path / "shards" / "manifest.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"manifest.parquet is damaged \(.*\); merge the set again"):
+    with pytest.raises(
+        InputError, match=r"manifest.parquet is damaged \(.*\); write it again: python -m preprocess.merge"
+    ):
         plan()
 
 
@@ -176,8 +180,23 @@ def test_finished_run_folder_is_refused(plan, tmp_path: Path, train_file: str) -
 
 def test_folder_of_another_config_is_refused(plan, tmp_path: Path, train_file: str) -> None:
     fill(tmp_path / "runs" / "probe", train_file, "optim.lr=1.0e-3")
-    with pytest.raises(InputError, match=r"belongs to another config: optim.lr differ"):
+    with pytest.raises(InputError, match=r"belongs to another config: optim.lr \(0.001 there, .* now\)"):
         plan("--resume")
+    assert "starts over" in " ".join(plan("resume=never").facts)
+
+
+def test_a_run_of_before_an_option_came_is_resumed_as_the_trainer_does(plan, tmp_path: Path, train_file: str) -> None:
+    """And a folder in which no step was made belongs to nobody."""
+    run = tmp_path / "runs" / "probe"
+    fill(run, train_file)
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    del stored["model"]["patch_dropout"], stored["failure"], stored["data"]["verify_media"]
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert "resumes" in plan("--resume").facts[1]
+    with pytest.raises(InputError, match=r"model.patch_dropout \(0.0 there, 0.5 now\); give another --name"):
+        plan("--resume", "model.patch_dropout=0.5")
+    shutil.rmtree(run / "checkpoints")
+    assert "holds no checkpoint yet" in " ".join(plan("model.patch_dropout=0.5").facts)
 
 
 def test_more_ranks_than_clips(plan) -> None:
@@ -211,7 +230,8 @@ def test_missing_manifest(site_file: str, train_file: str, tmp_path: Path, capsy
     words = ["--site", site_file, "--cluster", "local", "--config", train_file]
     with pytest.raises(InputError, match="holds no manifest"):
         main(words)
-    assert main([*words, "--dry-run"]) == 0
+    assert main([*words, "--dry-run"]) == 1
+    assert main([*words, "--dry-run", "--allow-missing"]) == 0
     assert "missing  data.sources[0].shards" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 

@@ -1,7 +1,6 @@
 """What ranks do in tests. Every function here runs on all ranks of a `RankPool`."""
 
 import contextlib
-import functools
 from typing import Any
 
 import torch
@@ -15,12 +14,22 @@ from pipeline.losses import LossConfig
 from pipeline.optim import OptimConfig, make_optimizer, parameter_groups
 from tests.pipeline.tiny import architecture, make_batch, make_model
 
+ENGINE_DEFAULTS: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
+
+
+def captured(case: Any, *arguments: Any) -> Any:
+    """A case with the stand-in for captured towers."""
+    from unittest import mock
+
+    with mock.patch.dict(ENGINE_DEFAULTS, {"capture": True}):
+        return case(*arguments)
+
 
 def make_engine(
     stage: int, model: nn.Module, optim: OptimConfig, passthrough: dict[str, Any] | None = None, **settings: Any
 ) -> Engine:
     """An engine over `model`; the fp32 CPU one unless `settings` say otherwise."""
-    config = EngineConfig.model_validate({"precision": "fp32", "device": "cpu", "zero_stage": stage} | settings)
+    config = EngineConfig.model_validate(ENGINE_DEFAULTS | {"zero_stage": stage} | settings)
     return Engine(
         model,
         make_optimizer(parameter_groups(model.named_parameters(), optim), optim),
@@ -71,6 +80,12 @@ def training_case(argv: list[str]) -> int:
     from pipeline.train import main
 
     return main(argv)
+
+
+def training_in(folder: str, argv: list[str]) -> int:
+    """`python -m pipeline.train argv...` in `folder`, within the pool."""
+    with contextlib.chdir(folder):
+        return training_case(argv)
 
 
 def precision_case(stage: int, micro_batches: int, precision: str) -> tuple[float, float, float, float]:
@@ -163,11 +178,14 @@ def steps_case(stage: int, passthrough: dict[str, Any], settings: dict[str, Any]
     """Losses and norms of three steps, the second in two parts, and the weights after them."""
     from unittest import mock
 
-    import deepspeed
+    from pipeline import acceleration
+    from pipeline import engine as engine_module
 
     # The default backend would spend minutes in a C++ compiler; this one traces and differentiates the same graphs.
-    compiled = functools.partialmethod(deepspeed.DeepSpeedEngine.compile, backend="aot_eager")
-    with mock.patch.object(deepspeed.DeepSpeedEngine, "compile", compiled):
+    with (
+        mock.patch.object(acceleration, "COMPILER_BACKEND", "aot_eager"),
+        mock.patch.object(engine_module, "COMPILER_BACKEND", "aot_eager"),
+    ):
         engine = make_engine(stage, make_model(), OptimConfig(lr=1e-2, clip_norm=1.0), passthrough, **settings)
     engine.train()
     objective, found = Objective(LossConfig(name="vsc_fc")), []
@@ -189,7 +207,7 @@ def memory_case(stage: int) -> list[int]:
     from pipeline.optim import ClampedAdamW
 
     before, seen, watched = live_storages(), [], [False]
-    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 256, "layers": 3}}
+    wide = architecture() | {"vision_cfg": architecture()["vision_cfg"] | {"width": 512, "layers": 3}}
     engine = make_engine(stage, make_model(architecture=wide), OptimConfig(clip_norm=0.0))
     engine.train()
     engine.module.register_forward_hook(lambda *_: look())
@@ -383,6 +401,33 @@ def training_with_slow_save(argv: list[str]) -> int:
 
     with mock.patch.object(Saver, "_write_whole", write):
         return main(argv)
+
+
+def training_with_endless_save(argv: list[str]) -> int:
+    """A run whose saves never end."""
+    import time
+    from unittest import mock
+
+    from pipeline.checkpoint.save import Saver
+    from pipeline.train import main
+
+    with mock.patch.object(Saver, "_write_whole", lambda *_: time.sleep(600)):
+        return main(argv)
+
+
+def training_interrupted_while_built(argv: list[str]) -> int:
+    """A run that gets Ctrl-C before it can make a step."""
+    import os
+    import signal
+    from unittest import mock
+
+    from pipeline import train
+
+    def build(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with mock.patch.object(train, "build", build):
+        return train.main(argv)
 
 
 def saves_case(

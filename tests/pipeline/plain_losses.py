@@ -1,4 +1,7 @@
-"""The eight losses with whole logit matrices, written down term by term: what the blocks must equal."""
+"""The eight losses with whole logit matrices, written down term by term: what the blocks must equal.
+
+A term without one valid row is 0.
+"""
 
 import torch
 from torch import Tensor
@@ -10,13 +13,19 @@ def plain_loss(
 ) -> Tensor:
     """The sum of the terms with whole logit matrices, written down term by term."""
 
+    nothing = scale * 0
+
     def one_way(queries: Tensor, keys: Tensor) -> Tensor:
+        if not len(queries):
+            return nothing
         return F.cross_entropy(scale * queries @ keys.T, torch.arange(len(queries)))
 
     def both_ways(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
         return one_way(a[mask], b[mask]) + one_way(b[mask], a[mask])
 
     def dual(queries: Tensor, keys: Tensor) -> Tensor:
+        if not len(queries):
+            return nothing
         logits = scale * queries @ keys.T
         return F.cross_entropy(logits * logits.softmax(dim=0), torch.arange(len(queries)))
 
@@ -27,7 +36,7 @@ def plain_loss(
             negatives = torch.cat([s[has_s & others], c[has_c & others]])
             logits = scale * torch.cat([positives[i : i + 1], negatives]) @ v[i]
             losses.append(logits.logsumexp(0) - logits[0])
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() if losses else nothing
 
     if name == "concatenated":
         visual, text = torch.cat([v[has_s], f[has_c]]), torch.cat([s[has_s], c[has_c]])

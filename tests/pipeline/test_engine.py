@@ -151,7 +151,7 @@ def test_engine_only_keys_pass_through():
 def test_what_is_summed_over_ranks_lies_where_the_ranks_can_reach_it(monkeypatch):
     """With the optimizer on the host, norms are computed there; NCCL takes no tensor of the host."""
     engine = Engine.__new__(Engine)
-    engine.device, engine.zero_stage, engine.loss_scale = torch.device("meta"), 2, None
+    engine.device, engine.zero_stage, engine.loss_scale, engine._flat = torch.device("meta"), 2, None, None
     monkeypatch.setattr(Engine, "local_gradients", lambda self: [torch.ones(3), torch.ones(2, device="meta")])
     monkeypatch.setattr(module, "world_size", lambda: 2)
     seen = []

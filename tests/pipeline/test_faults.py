@@ -248,7 +248,17 @@ def test_another_config_may_not_move_in(shards, pools, tmp_path):  # noqa: F811
     process = start_training([str(config), "optim.lr=0.5", "engine.zero_stage=2"], tmp_path / "out.txt")
     process.join(120)
     assert process.exitcode == 2
-    assert "belongs to another config: optim.lr differ;" in (tmp_path / "out.txt").read_text()
+    assert "belongs to another config: optim.lr (0.001 there, 0.5 now);" in (tmp_path / "out.txt").read_text()
+    assert process_output_is_one_error(tmp_path / "out.txt")
+    train(pools(1), config, "optim.lr=0.5", "resume=never")
+    run = tmp_path / "runs/run"
+    assert "lr: 0.5" in (run / "config.yaml").read_text() and "lr: 0.001" in (run / "config_before_1.yaml").read_text()
+    assert (run / "checkpoints_before_1/step_00000002").is_dir() and (run / "COMPLETE").exists()
+
+
+def process_output_is_one_error(path: Path) -> bool:
+    """Whether a process said what was wrong in one line, and nothing else."""
+    return path.read_text().startswith("error: ") and path.read_text().count("\n") == 1
 
 
 def test_a_refused_run_leaves_the_folder_as_it_is(shards, tmp_path):  # noqa: F811

@@ -93,6 +93,40 @@ def uninterrupted(shards, pools, tmp_path_factory) -> Path:
     return config.parent / "runs" / "run"
 
 
+def test_weights_to_start_from_are_named_where_a_checkpoint_comes_first(uninterrupted, shards, pools, tmp_path):
+    config = write_config(tmp_path, shards, steps=3)
+    train(pools(1), config, "stop_at_step=2")
+    log = tmp_path / "runs/run/logs/rank_00000.log"
+    assert "is not read" not in log.read_text()
+    train(pools(1), config, f"init_from={uninterrupted}")
+    assert f"init_from={uninterrupted} is not read: the run goes on from its own checkpoint; resume=never" in (
+        log.read_text()
+    )
+
+
+WRONG = {
+    "a key": (["optim.lrr=1"], "config: optim.lrr: unknown key"),
+    "a file": (["nowhere.yaml"], "cannot read config nowhere.yaml: No such file"),
+    "no weights": (["init_from={folder}/none.pt"], "no weights at "),
+    "text as weights": (["init_from={folder}/train.yaml"], "train.yaml"),
+    "a folder that is no run": (["resume={folder}"], "is neither a checkpoint nor a run folder with one"),
+    "no shards": (["data.sources=[{{shards: {folder}}}]"], "has no manifest.parquet"),
+    "both lengths": (["epochs=3"], "add steps=null to go by epochs"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_input_is_said_once_in_one_line(shards, tmp_path, kind):
+    """On the console as a whole: also where the log of the run has begun by then."""
+    words, said = WRONG[kind]
+    config = write_config(tmp_path, shards)
+    process = start_training([str(config), *(word.format(folder=tmp_path) for word in words)], tmp_path / "out.txt")
+    process.join(120)
+    shown = (tmp_path / "out.txt").read_text()
+    assert process.exitcode == 2, shown
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and said in shown
+
+
 def test_a_run_leaves_a_whole_folder(uninterrupted):
     assert [row["step"] for row in losses(uninterrupted)] == list(range(1, 13))
     assert newest_intact(uninterrupted) == (uninterrupted / "checkpoints/step_00000012", [])
@@ -104,6 +138,8 @@ def test_a_run_leaves_a_whole_folder(uninterrupted):
         json.loads((uninterrupted / "code.json").read_text())[0]["packages"]["torch"] == torch.__version__.split("+")[0]
     )
     assert (uninterrupted / "COMPLETE").exists()
+    rights = {path.stat().st_mode & 0o777 for path in uninterrupted.rglob("*") if path.is_file()}
+    assert rights == {(uninterrupted / "COMPLETE").stat().st_mode & 0o777}, "those of the umask"
     assert not (uninterrupted / "owner.json").exists()
 
 
@@ -159,6 +195,28 @@ def test_a_set_that_lacks_videos_is_refused_before_the_first_step(shards, tmp_pa
     assert process.exitcode == 1
     assert "1 of 2 videos cannot be used" in (tmp_path / "out.txt").read_text()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_set_of_which_nothing_can_be_read_is_no_run(tmp_path):
+    """All masked, the loss was 0.0000 and the exit code 0."""
+    written = ShardSet(tmp_path / "set")
+    written.add_shard([Clip(number) for number in range(12)])
+    written.tar(0).write_bytes(b"")
+    config = write_config(tmp_path, written.folder, steps=2)
+    process = start_training([str(config)], tmp_path / "out.txt")
+    process.join(120)
+    assert process.exitcode == 1
+    said = (tmp_path / "out.txt").read_text()
+    assert "none of the 12 samples of batch 0 is usable: {'shard_truncated': 12}, such as" in said
+    assert "Traceback" not in said and not list((tmp_path / "runs/run").glob("checkpoints/step_*"))
+
+
+def test_a_run_of_no_step_is_wrong_input(shards, tmp_path):
+    config = write_config(tmp_path, shards, steps=None, epochs=0.01)
+    process = start_training([str(config)], tmp_path / "out.txt")
+    process.join(120)
+    assert process.exitcode == 2
+    assert "epochs=0.01 of 60 samples are no whole step of 12 clips" in (tmp_path / "out.txt").read_text()
 
 
 def test_a_stop_that_is_past_trains_no_further(shards, pools, tmp_path):
@@ -379,6 +437,60 @@ def test_a_signal_saves_and_leaves(uninterrupted, shards, tmp_path):
             break
     finish(config, tmp_path)
     assert_bitwise_equal(tmp_path / "runs/run", uninterrupted)
+
+
+def test_the_first_ctrl_c_saves_on_all_ranks(shards, tmp_path):
+    """One press reaches a rank twice when a launcher passes on what the terminal has sent to everybody."""
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0}, data={"num_workers": 1})
+    ranks = start_ranks([str(config)], tmp_path, 2)
+    run = tmp_path / "runs/run"
+    wait_until(lambda: len(losses(run)) > 2, ranks[0])
+    for process in ranks:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
+    for number, process in enumerate(ranks):
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / f"out{number}.txt").read_text()
+    last = losses(run)[-1]["step"]
+    assert newest_intact(run) == (run / f"checkpoints/step_{last:08d}", [])
+    said = (tmp_path / "out0.txt").read_text()
+    assert said.count("Ctrl-C: saving after the step under way, then leaving; a second Ctrl-C leaves at once\n") == 1
+    assert f"stopped after step {last} (SIGINT); the same command goes on from here" in said
+    assert "Ctrl-C" not in (tmp_path / "out1.txt").read_text(), "rank 0 speaks for all"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_leaves_at_once_and_says_what_is_lost(shards, tmp_path, first):
+    """While the save that the first has asked for takes its time; a launcher hands the first on as SIGTERM."""
+    config = write_config(tmp_path, shards, steps=10_000, checkpoint={"every_steps": 0})
+    process = start_training([str(config)], tmp_path / "out.txt", case=cases.training_with_endless_save)
+    run, out = tmp_path / "runs/run", tmp_path / "out.txt"
+    wait_until(lambda: len(losses(run)) > 2, process)
+    assert process.pid is not None
+    os.kill(process.pid, first)
+    asked = time.monotonic()
+    while process.is_alive():  # presses within a second of the first are the same one
+        os.kill(process.pid, signal.SIGINT)
+        process.join(0.1)
+        assert time.monotonic() - asked < 60
+    assert process.exitcode == 1 and time.monotonic() - asked > 0.9
+    assert out.read_text().count("Ctrl-C: saving after the step under way") == (first == signal.SIGINT)
+    last = losses(run)[-1]["step"]
+    assert out.read_text().splitlines()[-1] in [
+        f"error: left at once; {steps} steps since the start are lost; the same command goes on from there"
+        for steps in (last, last + 1)
+    ]
+    assert not (run / "owner.json").exists(), "the next start has nothing to wait for, wherever it is"
+
+
+def test_ctrl_c_before_the_first_step_ends_a_run_as_any_other_program(shards, tmp_path):
+    config = write_config(tmp_path, shards)
+    process = start_training([str(config)], tmp_path / "out.txt", case=cases.training_interrupted_while_built)
+    process.join(120)
+    assert process.exitcode == 1
+    assert (tmp_path / "out.txt").read_text() == "error: interrupted; run the same command again to go on\n"
+    assert not (tmp_path / "runs/run/owner.json").exists()
 
 
 def test_killed_at_random_points_is_bitwise_equal(uninterrupted, shards, tmp_path):

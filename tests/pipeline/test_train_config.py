@@ -28,7 +28,8 @@ def load(folder: Path, *overrides: str, **changes: Any) -> TrainConfig:
         ("deepspeed.zero_optimization.round_robin_gradients=true", "checkpoints could not be converted"),
         ("deepspeed.bf16.enabled=true", "deepspeed.bf16 repeats"),
         ("stop_at_step=13", "stop_at_step is 13, but the run ends at 12"),
-        ("epochs=1", "either steps or epochs"),
+        ("epochs=1", "add steps=null to go by epochs, or epochs=null to go by steps"),
+        ("steps=null", "the run has no length; give steps or epochs"),
     ],
 )
 def test_what_cannot_work_is_one_line(tmp_path: Path, override: str, message: str) -> None:

@@ -172,7 +172,7 @@ def test_overlapping_and_equal_spans_get_equal_frames(painted: Painter, read_num
 
 
 def test_hundreds_of_clips_in_one_pass(painted: Painter, read_numbers: Numbers, tmp_path: Path) -> None:
-    spans = [(0.005 * number, 0.005 * number + 0.4 + 0.2 * (number % 5)) for number in range(400)]
+    spans = [(0.004 * number, 0.004 * number + 0.4 + 0.2 * (number % 5)) for number in range(400)]
     times = [number / 25 for number in range(75)]
     for media, span in zip(cut(painted(tmp_path / "x.mp4"), spans), spans, strict=True):
         assert isinstance(media, Media), media
@@ -184,14 +184,14 @@ def test_one_frame_and_whole_video(painted: Painter, read_numbers: Numbers, tmp_
     assert isinstance(single, Media) and read_numbers(single.data) == [0]
     (whole,) = cut(painted(tmp_path / "all.mp4"), [(0.0, None)])
     assert isinstance(whole, Media)
-    assert abs(whole.num_frames - 15) <= 1
+    assert read_numbers(whole.data) == list(range(0, 75, 5))
 
 
 def test_spans_beyond_the_end(painted: Painter, tmp_path: Path) -> None:
     beyond, cut_short, mostly_beyond = cut(painted(tmp_path / "x.mp4"), [(5.0, 6.0), (2.0, 3.6), (2.8, 4.0)])
     assert isinstance(beyond, Failure) and beyond.reason == Reason.SPAN_BEYOND_END
     assert isinstance(mostly_beyond, Failure) and mostly_beyond.reason == Reason.SPAN_BEYOND_END
-    assert isinstance(cut_short, Media) and cut_short.num_frames in (5, 6)
+    assert isinstance(cut_short, Media) and cut_short.num_frames == 5
 
 
 def test_rotated_video_stands_upright(painted: Painter, read_frames: Frames, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_folder_of_an_older_rendering_is_refused(small_set: Values, monkeypatc
     run(config_of(small_set))
     assert run(config_of(small_set))["num_delivered"] == 12
     monkeypatch.setattr("preprocess.claim.RENDERING", 99)
-    with pytest.raises(InputError, match=r"differs in rendering \(\d+ there, 99 now\)"):
+    with pytest.raises(InputError, match=r"rendering \(\d+ there, 99 now\); finish it with the release"):
         run(config_of(small_set))
 
 

@@ -1,10 +1,13 @@
 """Damage in any file is seen and the checkpoint before is taken; what a crash leaves behind is no checkpoint."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pipeline import retry
 from pipeline.checkpoint.folder import (
     COMPLETE,
     checkpoint_name,
@@ -22,7 +25,8 @@ from pipeline.checkpoint.folder import (
     write_atomically,
 )
 from pipeline.checkpoint.restore import choose_checkpoint
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
+from tests.pipeline.faults import failing
 
 FILES = ("engine/mp_rank_00_model_states.pt", "model.safetensors", "rng.safetensors", "state.json", "config.yaml")
 
@@ -190,3 +194,67 @@ def test_removing_and_setting_aside(run):
 )
 def test_keep_policy(steps, keep_last, keep_every, protected, expected):
     assert to_remove(steps, keep_last=keep_last, keep_every=keep_every, protected=protected) == expected
+
+
+NAMES = (*FILES, COMPLETE, "checkpoints")
+ERRORS = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_read_that_fails_once_takes_no_checkpoint_away(run, monkeypatch, name):
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
+    for number in ERRORS:
+        with failing(name, number, times=2):
+            assert choose_checkpoint(run, "auto") == run / "checkpoints/step_00000020"
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 20]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_read_is_an_error_with_its_path_and_no_damage(run, monkeypatch, name):
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
+    for number in ERRORS:
+        with failing(name, number), pytest.raises(RunError, match=rf"cannot read {run}.*{name}: .*tried 3 times"):
+            choose_checkpoint(run, "auto")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
+    assert choose_checkpoint(run, "auto") == run / "checkpoints/step_00000020"
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(run, others):
+    """It would go on from step 20 with the counters of step 30, or hide that 21 to 30 are lost."""
+    shutil.move(run / "checkpoints/step_00000020", run / "checkpoints/step_00000030")
+    said = "step_00000030: holds step 20 by its COMPLETE.json; the folder was renamed from step_00000020"
+    assert said in (find_damage(run / "checkpoints/step_00000030") or "")
+    if others:
+        assert choose_checkpoint(run, "auto") == run / "checkpoints/step_00000010"
+        assert (run / "checkpoints/renamed_step_00000030/state.json").exists(), "it is not called damaged"
+    else:
+        remove_checkpoint(run / "checkpoints/step_00000010")
+        with pytest.raises(RunError, match=said):
+            choose_checkpoint(run, "auto")
+        with pytest.raises(InputError, match=said):
+            choose_checkpoint(run / "empty", str(run / "checkpoints/step_00000030"))
+
+
+def test_a_checkpoint_of_any_other_name_may_be_named(run):
+    kept = run / "kept_for_the_paper"
+    shutil.copytree(run / "checkpoints/step_00000020", kept)
+    assert find_damage(kept) is None
+
+
+def test_starting_over_sets_aside_whatever_lies_there(run):
+    """Also what another config left; the launcher's folder and the claim stay, nothing is lost and nothing mixes."""
+    files = ("metrics.jsonl", "config.yaml", "code.json", "COMPLETE", "best", "logs/rank_00000.log", "demo.png")
+    files += ("export/model.json", "evaluation/sample.json", "wandb/run_id", "jobs/submissions.jsonl", "owner.json")
+    for name in files:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(name)
+    before = sorted(path.read_text("latin-1") for path in run.rglob("*") if path.is_file())
+    set_aside(run)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "_before_1" not in str(path)}
+    assert left == {"jobs/submissions.jsonl", "owner.json"}
+    assert sorted(path.read_text("latin-1") for path in run.rglob("*") if path.is_file()) == before
+    assert (run / "config_before_1.yaml").read_text() == "config.yaml"
+    assert set_aside(run) == []
+    (run / "config.yaml").write_text("again")
+    assert set_aside(run) == ["config_before_2.yaml"]

@@ -1,11 +1,18 @@
 """Orders are permutations at every size, look random, and are found at any position alone."""
 
+import json
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import load_config
 from pipeline.data.order import Blend, EpochOrder, keyed_generator, mix, permute
+from pipeline.data.stream import DataConfig
+from pipeline.errors import InputError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=9)
 
@@ -71,6 +78,62 @@ def test_blend_counts_what_it_assigns(weights: list[float], num_slots: int) -> N
     assert np.abs(blend.counts(num_slots) - shares).max() <= len(weights)
     last = blend.num_slots(5)
     assert (blend.counts(last)[0], blend.counts(last + 1)[0]) == (5, 6)
+
+
+ANY_WEIGHTS = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=5)
+
+
+@given(ANY_WEIGHTS, st.integers(0, 10**10), st.integers(1, 60))
+@settings(max_examples=150, deadline=None)
+def test_blend_is_exact_for_any_weights_up_to_ten_billion_slots(weights: list[float], start: int, length: int) -> None:
+    """Against fractions: each source takes its share of what the sources before it left over."""
+    blend = Blend(weights)
+    sources, indices = blend.assign(np.arange(start, start + length))
+
+    def taken_before(slot: int) -> list[int]:
+        counts, rest = [], slot
+        for number, part in enumerate(blend.parts):
+            counts.append(math.ceil(rest * Fraction(part, sum(blend.parts[number:]))))
+            rest -= counts[-1]
+        return counts
+
+    for slot, source, index in zip(range(start, start + length), sources, indices, strict=True):
+        before, after = taken_before(slot), taken_before(slot + 1)
+        assert [late - early for early, late in zip(before, after, strict=True)] == [
+            int(number == source) for number in range(len(weights))
+        ]
+        assert index == before[source]
+    assert blend.counts(start) == taken_before(start)
+    shares = [Fraction(str(weight)) for weight in weights]
+    for count, share in zip(blend.counts(start), shares, strict=True):
+        # A weight is rounded by less than one in a million, and their sum is at least 0.1.
+        assert abs(count - start * share / sum(shares)) <= len(weights) + start * Fraction(1, 10**5)
+
+
+def test_weights_of_seven_decimals_and_more_show_each_sample_once() -> None:
+    """The three of a report: from slot 285 on, samples of the first source came twice or not at all."""
+    blend = Blend([0.6180339887, 0.2718281828, 0.1101378285])
+    sources, indices = blend.assign(np.arange(4000))
+    for number in range(3):
+        assert indices[sources == number].tolist() == list(range(int((sources == number).sum())))
+
+
+def test_weights_of_few_decimals_have_the_parts_that_they_always_had() -> None:
+    """Runs are saved with them: an order is a function of these integers."""
+    assert Blend([1.0]).parts == (1,)
+    assert Blend([0.7, 0.2, 0.1]).parts == (7, 2, 1)
+    assert Blend([1.0, 0.333333]).parts == (1_000_000, 333_333)
+    sources, _ = Blend([0.7, 0.2, 0.1]).assign(np.arange(10))
+    assert sources.tolist() == [0, 0, 0, 1, 0, 0, 1, 0, 0, 2]
+
+
+def test_a_weight_that_rounds_to_nothing_is_a_mistake_of_the_config() -> None:
+    for weights in ([1e-7], [1.0, 1e-9], [4e-7, 1.0]):
+        with pytest.raises(ValueError, match="rounds to nothing"):
+            Blend(weights)
+        sources = [{"shards": "x", "weight": weight} for weight in weights]
+        with pytest.raises(InputError, match="rounds to nothing"):
+            load_config(DataConfig, [], [f"sources={json.dumps(sources)}"])
 
 
 def test_draws_depend_on_every_word_of_their_key() -> None:

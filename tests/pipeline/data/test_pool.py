@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,47 @@ def test_a_killed_worker_is_an_error_at_once() -> None:
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(WorkerDied):
         next(items)
+
+
+def test_a_stopped_worker_is_named_and_goes_on_when_it_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    items = run_workers(square, range(12), num_workers=3, prefetch=1, slow_after_s=0.1)
+    pids = [next(items)["pid"] for _ in range(3)]
+    caplog.clear()  # the first items wait for imports
+    os.kill(pids[2], signal.SIGSTOP)
+    name = f"waits for data of worker 2 (process {pids[2]}, stopped by a signal; kill -CONT lets it go on) since "
+
+    def wake() -> None:
+        if eventually(lambda: caplog.text.count(name) >= 3):
+            os.kill(pids[2], signal.SIGCONT)
+
+    waker = threading.Thread(target=wake)
+    waker.start()
+    rest = [int(item["square"][0]) for item in items]
+    waker.join()
+    assert rest == [number * number for number in range(3, 12)], "nothing is lost and nothing comes twice"
+    said = [record.getMessage() for record in caplog.records if "worker 2" in record.getMessage()]
+    assert len(said) >= 4 and all(line.startswith(name) for line in said[:-1]), "at 0.1, 0.2 and 0.4 s"
+    assert said[-1].startswith("worker 2 answers again, after ")
+
+
+def never(_: int) -> None:
+    time.sleep(600)
+
+
+def test_a_worker_that_hangs_from_its_first_request_on_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """As where its shards lie on a file system that is away; a worker that is killed meanwhile is an error at once."""
+    items = run_workers(never, range(2), num_workers=1, prefetch=1, slow_after_s=0.05)
+
+    def kill() -> None:
+        named = eventually(lambda: "waits for data of worker 0 (process " in caplog.text)
+        pid = int(caplog.text.rpartition("worker 0 (process ")[2].partition(",")[0])
+        os.kill(pid, signal.SIGKILL if named else signal.SIGCONT)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(WorkerDied):
+        next(items)
+    killer.join()
 
 
 def test_what_cannot_be_unpickled_in_a_fresh_process_is_an_error() -> None:

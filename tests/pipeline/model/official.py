@@ -182,10 +182,10 @@ def norm(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def train(
-    name: str, state: State, shape: Shape, given: dict[str, Tensor], steps: int, lr: float, clip: float
+    name: str, state: State, shape: Shape, given: dict[str, Tensor], steps: int, lr: float, clip: float, warmup: float
 ) -> list[dict[str, float]]:
     """The official recipe on one batch, in place: clamp, loss, clipped gradient, old AdamW, decay after the update."""
-    weight_decay, (beta1, beta2), eps, warmup = 0.05, (0.9, 0.98), 1e-6, 0.1
+    weight_decay, (beta1, beta2), eps, num_warmup = 0.05, (0.9, 0.98), 1e-6, int(warmup * steps)
     moments = {key: (torch.zeros_like(value), torch.zeros_like(value)) for key, value in state.items()}
     rows = []
     for step in range(1, steps + 1):
@@ -198,11 +198,10 @@ def train(
         value.backward()
         gradients = {key: tensor.grad for key, tensor in state.items() if tensor.grad is not None}
         total = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
-        progress = step / steps
-        if progress < warmup:
-            rate = max(lr * progress / warmup, 1e-8)
+        if step < num_warmup:
+            rate = lr * step / num_warmup
         else:
-            rate = max(lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))), 1e-8)
+            rate = lr * 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / (steps - num_warmup))) or 1e-8
         with torch.no_grad():
             for key, gradient in gradients.items():
                 gradient = gradient * min(1.0, clip / (total + 1e-6))

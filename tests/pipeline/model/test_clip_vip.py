@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.losses import LossConfig, contrastive_loss
+from pipeline.model.architecture import PIXEL_MEAN, PIXEL_STD
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.layers import BlockShape, Transformer
+from pipeline.model.patches import PatchEmbedding
 from pipeline.model.text_tower import trim_texts
 from tests.pipeline.model import dense, golden, tiny
 
@@ -96,6 +98,22 @@ def test_nothing_in_a_forward_pass_waits_for_the_device() -> None:
     assert seen == [5]
 
 
+def test_texts_of_a_few_lengths_go_through_the_tower_in_one_pass() -> None:
+    model = tiny.model()
+    given = {"subtitle": tiny.texts([3, 9, 31]), "caption": tiny.texts([2, 5, 4])}
+    expected = model(**given)
+    seen: list[tuple[int, ...]] = []
+    model.text.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    model.few_text_lengths = True
+    found = model(**given)
+    assert seen == [(6, 32)]
+    for kind in ("subtitle_BD", "caption_BD"):
+        torch.testing.assert_close(getattr(found, kind), getattr(expected, kind), rtol=1e-9, atol=1e-12)
+    model.few_text_lengths = False
+    model(subtitle=given["caption"], caption=given["caption"])  # of one length: nothing is padded, nothing is lost
+    assert seen[1:] == [(6, 5)]
+
+
 @pytest.mark.heavy
 def test_the_whole_model_compiles_without_graph_breaks() -> None:
     model = tiny.model(torch.float32)
@@ -116,6 +134,26 @@ def test_uint8_pixels_are_normalised_inside() -> None:
     )
     expected = model(video=(pixels / 255 - mean) / std).video_BD
     torch.testing.assert_close(model(video=pixels).video_BD, expected)
+
+
+def test_bytes_are_embedded_more_exactly_in_bfloat16_than_normalised_pixels() -> None:
+    """Shifted by 128 they are exact; the weight is rounded in both forms. Any order of memory."""
+    torch.manual_seed(0)
+    embed = PatchEmbedding(64, 8).double()
+    torch.nn.init.normal_(embed.weight, std=0.02)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    decoded = torch.randint(0, 256, (2, 3, 24, 24, 3), dtype=torch.uint8)  # channels last, as a decoder writes
+    pixels = decoded.permute(0, 1, 4, 2, 3)
+    normalised = (pixels.double() / 255 - mean) / std
+    exact = torch.nn.functional.conv2d(normalised.flatten(0, 1), embed.weight, stride=8).flatten(2).transpose(1, 2)
+    exact = exact.unflatten(0, (2, 3))
+    torch.testing.assert_close(embed(pixels, mean.double(), std.double()), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(embed(normalised, mean, std), exact)
+    embed.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        of_bytes, of_floats = embed(pixels.contiguous(), mean, std), embed(normalised.float(), mean, std)
+    assert of_bytes.dtype == torch.bfloat16
+    assert (of_bytes - exact).norm() < (of_floats - exact).norm()
 
 
 def test_mean_pooling_is_the_mean_of_normalised_frames() -> None:
@@ -343,6 +381,6 @@ def test_the_tokenizer_is_small_and_keeps_the_end_of_long_texts() -> None:
 
 
 def test_transformer_without_layers_is_the_identity() -> None:
-    shape = BlockShape(width=8, heads=2, mlp_ratio=4.0, quick_gelu=True, layer_scale=None)
+    shape = BlockShape(width=8, heads=2, inner_width=32, quick_gelu=True, layer_scale=None)
     x = torch.randn(1, 3, 8)
     assert Transformer(0, shape, checkpoint_activations=False)(x, lambda q, k, v: q) is x

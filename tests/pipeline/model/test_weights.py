@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.model import start
 from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
-from pipeline.model.formats import to_ours
+from pipeline.model.formats import to_official, to_ours
 from pipeline.model.loading import interpolate_positions
 from pipeline.model.tags import cached_weights, fetch_weights
 from pipeline.model.weights import load_model, save_model
@@ -64,6 +63,89 @@ def test_the_official_form_comes_in_and_goes_out_unchanged(tmp_path: Path) -> No
     convert.write(golden.model(), tmp_path / "new folder" / "out.pt", "official")
     ours = torch.load(tmp_path / "new folder" / "out.pt", weights_only=True)
     assert same(ours, torch.load(golden.CHECKPOINT, weights_only=True))
+
+
+@pytest.mark.heavy
+def test_one_proxy_goes_through_every_form_and_back(tmp_path: Path) -> None:
+    """M = 1: no added proxies, an empty tensor in the official form, which any form may bring back."""
+    model = tiny.model(torch.float32, num_proxies=1)
+    (tmp_path / "toy.json").write_text(json.dumps(tiny.architecture()))
+    for form in convert.TARGETS:
+        first = tmp_path / f"{form}.pt"
+        convert.write(model, first, form)
+        named = ["--name", str(tmp_path / "toy.json")] if form == "official" else []
+        for other in convert.TARGETS:
+            second = tmp_path / f"{form}_{other}.pt"
+            assert convert.main([str(first), str(second), "--to", other, *named]) == 0
+            loaded = from_file(second, num_proxies=1)
+            assert same(loaded.state_dict(), model.state_dict())
+            if other == "official":
+                assert torch.load(second, weights_only=True).keys() == to_official(model.state_dict()).keys()
+    video = torch.rand(2, 3, 3, 24, 24)
+    assert torch.equal(loaded.eval()(video=video).video_BD, model.eval()(video=video).video_BD)
+
+
+@pytest.mark.parametrize("world", ["official", "official without prefix", "ours"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_empty_tensor_of_added_proxies_is_none(tmp_path: Path, world: str, suffix: str) -> None:
+    model = tiny.model(torch.float32, num_proxies=1)
+    state = to_official(model.state_dict())
+    if world == "official without prefix":
+        state = {name.removeprefix("clipmodel."): value for name, value in state.items()}
+    elif world == "ours":
+        state = model.state_dict() | {"visual.added_proxies": torch.empty(0, 32)}
+    file = tmp_path / f"weights{suffix}"
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    assert same(from_file(file, num_proxies=1).state_dict(), model.state_dict())
+    with pytest.raises(InputError, match=r"missing visual\.added_proxies"):
+        from_file(file, num_proxies=2)
+    if world == "ours":  # an export that keeps it
+        save_model(tmp_path / "export", state, model.config)
+        assert same(load_model(tmp_path / "export").state_dict(), model.state_dict())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("vision_inner", "text_inner"), [(120, 72), (88, 64), (352, 256), (100, 33)])
+def test_an_mlp_of_any_inner_size_comes_in_and_goes_out(tmp_path: Path, vision_inner: int, text_inner: int) -> None:
+    """88 times 120 / 88 is 119.99: no ratio gives every inner size."""
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"num_hidden_layers": 1, "hidden_act": "quick_gelu", "projection_dim": 16}
+    vision = tower | {"hidden_size": 88, "intermediate_size": vision_inner, "num_attention_heads": 2}
+    text = tower | {"hidden_size": 64, "intermediate_size": text_inner, "num_attention_heads": 2, "vocab_size": 99}
+    text |= {"eos_token_id": 98, "bos_token_id": 97, "pad_token_id": 0}
+    config = CLIPConfig(text_config=text, vision_config=vision | {"image_size": 24, "patch_size": 8}, projection_dim=16)
+    theirs = CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    frames = torch.randn(2, 3, 24, 24)
+    images = theirs.visual_projection(theirs.vision_model(frames).pooler_output)
+    torch.testing.assert_close(
+        ours(middle=frames).frame_BD, torch.nn.functional.normalize(images, dim=-1), rtol=0, atol=1e-5
+    )
+    save_model(tmp_path / "export", ours.state_dict(), ours.config)
+    convert.write(load_model(tmp_path / "export"), tmp_path / "back", "huggingface")
+    again = CLIPModel.from_pretrained(tmp_path / "back")
+    assert again.config.vision_config.intermediate_size == vision_inner
+    assert again.config.text_config.intermediate_size == text_inner
+    assert same(again.state_dict(), theirs.state_dict())
+    random = CLIPViP.from_config(ModelConfig(name="own", architecture=ours.architecture.model_dump(), num_proxies=2))
+    assert random.visual.transformer.resblocks[0].mlp.c_fc.weight.shape == (vision_inner, 88)
+    assert random.text.transformer.resblocks[0].mlp.c_fc.weight.shape == (text_inner, 64)
+
+
+def test_exports_that_know_a_ratio_only_still_load(tmp_path: Path) -> None:
+    """As they were written before `mlp_width`."""
+    shape = tiny.architecture()
+    shape["vision_cfg"]["mlp_ratio"] = 2.6  # of 32: 83
+    model = tiny.model(torch.float32, architecture=shape)
+    assert model.visual.transformer.resblocks[0].mlp.c_fc.weight.shape == (83, 32)
+    save_model(tmp_path, model.state_dict(), model.config)
+    content = json.loads((tmp_path / "model.json").read_text())
+    for tower in ("vision_cfg", "text_cfg"):
+        assert content["architecture"][tower].pop("mlp_width") is None
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert same(load_model(tmp_path).state_dict(), model.state_dict())
 
 
 def test_one_proxy_in_the_official_form_is_an_empty_tensor_or_none(tmp_path: Path) -> None:
@@ -277,46 +359,6 @@ def test_models_of_openclip_have_its_tensors_and_ours_beside_them(name: str) -> 
         "visual.added_proxies": (3, width),
         "visual.temporal_embedding": (12, width),
     }
-
-
-class Harmful:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"sets:\n  x: 1\n", b"\x80\x02.", bytes(range(256))])
-def test_what_is_no_weights_file_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "notes.txt").write_bytes(content)
-    with pytest.raises(InputError, match=r"notes\.txt"):
-        load_model(tmp_path / "notes.txt")
-
-
-def test_a_pt_file_never_runs_code(tmp_path: Path) -> None:
-    torch.save({"clipmodel.x": Harmful(tmp_path / "ran")}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="cannot read weights"):
-        load_model(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
-def test_broken_files_are_named(tmp_path: Path, content: bytes) -> None:
-    for name in ("broken.pt", "broken.safetensors"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=name):
-            load_model(tmp_path / name)
-
-
-def test_a_torchscript_archive_is_named_as_one(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "ViT-B-32.pt", "w") as archive:
-        archive.writestr("ViT-B-32/constants.pkl", b"")
-        archive.writestr("ViT-B-32/code/__torch__.py", b"")
-    with pytest.raises(InputError, match=r"ViT-B-32\.pt is a TorchScript archive.*pretrained: openai"):
-        load_model(tmp_path / "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Print the project's tree with one line per file, from the files themselves; `--write` puts it into README.md.
+"""Print the project's tree with one line per file, from the files themselves; `--write` puts it into ARCHITECTURE.md.
 
-    python tools/readme_tree.py [--write | --check]
+    python tools/architecture_tree.py [--write | --check]
 
 The line of a Python file is the first sentence of its docstring, that of any other file its first comment.
 """
@@ -13,8 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("pipeline", "preprocess", "launch", "configs", "benchmarks", "tools")
-BEGIN, END = "<!-- tree: begin, written by tools/readme_tree.py -->", "<!-- tree: end -->"
-WIDTH = 118
+BEGIN, END = "<!-- tree: begin, written by tools/architecture_tree.py -->", "<!-- tree: end -->"
 
 
 def first_line(path: Path) -> str:
@@ -51,20 +50,20 @@ def tree_lines() -> list[str]:
             lines.append(f"{path.parent}/".ljust(32) + about)
             previous = path.parent
         lines.append(f"  {path.name}".ljust(32) + first_line(ROOT / path))
-    return [line.rstrip() if len(line) <= WIDTH else f"{line[: WIDTH - 1].rpartition(' ')[0]} …" for line in lines]
+    return [line.rstrip() for line in lines]
 
 
 def main(argv: list[str]) -> int:
-    """Print, write or check the tree; exit code 1 when README.md is behind."""
+    """Print, write or check the tree; exit code 1 when ARCHITECTURE.md is behind."""
     block = "\n".join([BEGIN, "```", *tree_lines(), "```", END])
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    document = ROOT / "ARCHITECTURE.md"
+    text = document.read_text(encoding="utf-8")
     updated = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
     if "--write" in argv:
-        readme.write_text(updated, encoding="utf-8")
+        document.write_text(updated, encoding="utf-8")
     elif "--check" in argv:
         if updated != text:
-            print("README.md's tree is behind; run: make format", file=sys.stderr)
+            print("the tree in ARCHITECTURE.md is behind; run: make format", file=sys.stderr)
             return 1
     else:
         print(block)
