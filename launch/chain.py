@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.chain_here import evaluate_here, train_here
+from launch.dry_run import Report
 from launch.options import Options
 from launch.run_folder import JobFolder
-from launch.shards import plan_shards, start_shards, submit_shards
-from launch.start import require, show, write_config
+from launch.shards import plan_shards, report_shards, run_shards_here, submit_shards
+from launch.start import report, require, write_config
 from launch.submit import submit
 from launch.training import Plan, folder_of_finished, plan_training, read_train_config
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.model.config import ModelConfig
+
+BEFORE = ("<the job before>",)
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,18 @@ class Link:
     folder: JobFolder
     submit: Callable[[tuple[str, ...]], tuple[str, ...]]
     """Queue it after these jobs; returns the ids of its jobs, last the one that the next link waits for."""
-    show: Callable[[], object]
+    run: Callable[[], None]
+    """Do it on this machine; RunError or InputError where that fails."""
+    report: Callable[[], Report]
+    """What a dry run says about it."""
     ends_stage: bool = True
     """The next link waits for this one; false for all shard sets but the last, which are written side by side."""
 
 
 def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, str]) -> list[Link]:
     """Plan and check every link; InputError for the first that is wrong. A run that is finished needs none any more."""
+    # A link that asks for no GPU gets none, though others do.
+    options = replace(options, gpus_given=False)
     overrides = split_overrides(options.overrides, ["shards", *files])
     links: list[Link] = []
     to_come: list[Path] = []
@@ -48,7 +57,8 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
                 "shards",
                 JobFolder(plan.merge.work.run_folder),
                 lambda after, plan=plan, mine=mine: submit_shards(plan, mine, after),  # type: ignore[misc]
-                lambda plan=plan, mine=mine: start_shards(plan, mine),  # type: ignore[misc]
+                lambda plan=plan, mine=mine: run_shards_here(plan, mine, go_on=""),  # type: ignore[misc]
+                lambda plan=plan, mine=mine: report_shards(plan, mine),  # type: ignore[misc]
                 ends_stage=number == len(shard_configs) - 1,
             )
         )
@@ -69,7 +79,7 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
             trained, model = done, None
             continue
         training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
-        links.append(_link(kind, training, mine))
+        links.append(_link(kind, training, mine, lambda plan=training, mine=mine: train_here(plan, mine)))  # type: ignore[misc]
         trained = training.job.work.run_folder
         # What it starts from may be to come as well; only its shapes count here.
         model = read_train_config(mine).model.model_copy(update={"pretrained": None})
@@ -82,7 +92,8 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         mine = replace(
             options, config=(files["evaluate"],), overrides=overrides["evaluate"], name=_name(options, "evaluate")
         )
-        links.append(_link("evaluate", plan_evaluation(mine, trained, tuple(to_come), model), mine))
+        evaluation = plan_evaluation(mine, trained, tuple(to_come), model)
+        links.append(_link("evaluate", evaluation, mine, lambda: evaluate_here(evaluation, trained, mine)))
     if not links and trained is None:
         raise InputError("an empty chain; give --shards, --pretrain, --finetune, --evaluate")
     return links
@@ -92,7 +103,7 @@ def _name(options: Options, kind: str) -> str | None:
     return f"{options.name}_{kind}" if options.name else None
 
 
-def _link(kind: str, plan: Plan, options: Options) -> Link:
+def _link(kind: str, plan: Plan, options: Options, run: Callable[[], None]) -> Link:
     """A link of one job. What it lacks must come from the links before; anything else is refused here already."""
     if not options.dry_run:
         require(plan, options)
@@ -101,8 +112,7 @@ def _link(kind: str, plan: Plan, options: Options) -> Link:
         write_config(plan)
         return (submit(plan.job, options.site, after),)
 
-    shown = replace(options, after=("<the job before>",))
-    return Link(kind, JobFolder(plan.job.work.run_folder), send, lambda: show(plan, shown))
+    return Link(kind, JobFolder(plan.job.work.run_folder), send, run, lambda: report(plan, options, BEFORE))
 
 
 def split_overrides(words: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -4,14 +4,14 @@ facts = check_run_folder(run_folder, config, resume=True)     # lines to show; I
 lacking = missing_data(config, to_come)                       # a dry run shows these, a submission refuses
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster import Resources
-from launch.run_folder import JobFolder
+from launch.disk import checkpoint_sizes, nearest_folder
+from launch.run_folder import JobFolder, Row
 from launch.scheduler import ACTIVE, job_states
 from pipeline.errors import InputError, RunError
 from pipeline.metrics_lines import read_lines
@@ -98,7 +98,7 @@ def missing_data(config: "TrainConfig", to_come: Sequence[Path]) -> list[str]:
         for key, folder in wanted
         if folder.resolve() not in promised and not (folder / "manifest.parquet").exists()
     ]
-    files = [chosen.queries for chosen in config.evaluation.sets]
+    files = [path for chosen in config.evaluation.sets for path in (chosen.queries, *chosen.pairs.values())]
     weights = given_weights(config)
     files += [weights] if weights is not None else []
     files += [Path(config.resume)] if config.resume not in ("auto", "never") else []
@@ -202,16 +202,9 @@ def active_jobs(folder: JobFolder) -> str:
 
 def check_disk(run_folder: Path) -> list[str]:
     """Free space where the run writes, beside what a checkpoint takes."""
-    place = run_folder
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{place} cannot be written to; change runs_dir, or the rights of the folder")
+    place = nearest_folder(run_folder)
     free_gb = shutil.disk_usage(place).free / 1e9
-    sizes = [
-        sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-        for path in run_folder.glob("checkpoints/step_*/COMPLETE.json")
-    ]
+    sizes = checkpoint_sizes(run_folder)
     size = f", a checkpoint takes {max(sizes) / 1e9:.2g} GB" if sizes else ""
     if sizes and free_gb < 2 * max(sizes) / 1e9:
         raise InputError(f"{place} has {free_gb:.1f} GB free{size}: the next save would fail; make room first")
@@ -227,7 +220,7 @@ def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
         )
     rows = read_lines(run_folder / "metrics.jsonl").rows
     # The last save is waited for: the copy to host memory, then the writing that otherwise goes on beside training.
-    saves = [row["checkpoint/stall_s"] + row["checkpoint/write_s"] for row in rows if row.get("checkpoint/write_s")]
+    saves = [row.get("checkpoint/stall_s", 0.0) + row["checkpoint/write_s"] for row in rows if _has_save(row)]
     if not saves:
         return [f"signal: {lead_s} s before the time limit; no save has been timed yet"]
     if max(saves) * 2 > lead_s:
@@ -236,3 +229,7 @@ def check_lead(run_folder: Path, lead_s: int, time_limit_s: int) -> list[str]:
             f"set signal_lead_s to at least {2 * max(saves):.0f} in the cluster config"
         )
     return [f"signal: {lead_s} s before the time limit; the longest save took {max(saves):.1f} s"]
+
+
+def _has_save(row: Row) -> bool:
+    return isinstance(row.get("checkpoint/write_s"), float | int) and row["checkpoint/write_s"] > 0

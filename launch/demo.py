@@ -29,9 +29,11 @@ PATIENCE_S = 120.0
 
 def main(argv: list[str]) -> int:
     """Run the chain and print the table."""
-    if argv:
+    if argv and argv[0] in ("-h", "--help"):
         print(__doc__)
-        return 0 if argv[0] in ("-h", "--help") else 2
+        return 0
+    if argv:
+        raise InputError(f"the demo takes no arguments, got {' '.join(argv)}; see --help")
     if not Path(PRETRAIN).exists():
         raise InputError(f"{PRETRAIN} is not here; call the demo from the root of the repository")
     began = time.monotonic()
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> int:
     _step("pre-training, with a stop in the middle", lambda: _train(run, settings["steps"]))
     _step("text-video retrieval on held-out videos", lambda: _evaluate(run))
     _step("picture", lambda: _draw(run))
-    report = json.loads(_report_path(run).read_text())
+    report = _read_report(run)
     print("\n" + demo_table(report))
     print(f"\nrun folder: {run}    picture: {_picture_path(run)}    this call: {time.monotonic() - began:.0f} s")
     return 0
@@ -94,7 +96,7 @@ def _train(run: Path, num_steps: int) -> None:
 def _train_until(command: Sequence[str], metrics: Path, step: int) -> int:
     """Run `command` until its metrics reach `step`, then ask it to stop. Returns the step that was seen."""
     print(f"   $ {_shown(command)}", flush=True)
-    process = subprocess.Popen(command)
+    process, seen = subprocess.Popen(command), 0
     try:
         while process.poll() is None and (seen := _last_step(metrics)) < step:
             time.sleep(POLL_S)
@@ -128,6 +130,16 @@ def _draw(run: Path) -> None:
         print("   complete, nothing to do")
         return
     draw_demo(run, Path("data/sample"), _picture_path(run))
+
+
+def _read_report(run: Path) -> dict[str, Any]:
+    path = _report_path(run)
+    try:
+        report = json.loads(path.read_text())
+        demo_table(report)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise RunError(f"{path} is not the report of the demo; delete it, and call the demo again") from None
+    return dict(report)
 
 
 def _report_path(run: Path) -> Path:

@@ -37,6 +37,8 @@ Value = TypeVar("Value")
 LOOK_TIMEOUT_S = 20.0
 """How long the watcher of the time limit waits for slurmctld before it looks again."""
 EXCLUDE_TRIES = 10
+MAX_AGAIN = 2
+"""So often a node may be left out and come all the same: of two tasks that do it together, one may undo the other's."""
 
 
 def main(argv: list[str], controller: Controller | None = None) -> int:
@@ -75,7 +77,7 @@ def main(argv: list[str], controller: Controller | None = None) -> int:
         may_requeue=not given.no_requeue,
         excluded=",".join(excluded),
         machine_fault=machine_fault,
-        no_exclusion=why_no_exclusion(controller, now, events, excluded) if machine_fault and excluded else "",
+        no_exclusion=why_no_exclusion(controller, now, events, folder, job, excluded) if machine_fault else "",
         slurm_problem=now.problem,
         requeue_exit_code=given.requeue_exit_code,
     )
@@ -103,14 +105,24 @@ def is_finished(files: Sequence[str], code: int) -> bool:
     return on_disk("look whether the work is done", lambda: any(Path(file).exists() for file in files), otherwise=False)
 
 
-def why_no_exclusion(controller: Controller, now: JobNow, events: Sequence[Row], nodes: Sequence[str]) -> str:
+def why_no_exclusion(
+    controller: Controller, now: JobNow, events: Sequence[Row], folder: JobFolder, job: str, nodes: Sequence[str]
+) -> str:
     """Why leaving out `nodes` beside those that are left out already is no way on; empty where it is one."""
-    before = {name for row in events for name in str(row.get("excluded", "")).split(",")}
-    again = sorted(before.intersection(nodes))
+    again = [name for name in nodes if left_out(events).count(name) >= MAX_AGAIN]
     if again:
         return f"{again[0]} was left out before, but SLURM gave it again: take it out of service"
+    return why_none_left(
+        without_nodes(now, folder, job, nodes), controller.usable_nodes(now.partition, now.features), now.partition
+    )
+
+
+def without_nodes(now: JobNow, folder: JobFolder, job: str, nodes: Sequence[str]) -> list[str]:
+    """`nodes`, those that the job leaves out already, and those on which other tasks of its array met a fault."""
     known = [name for text in now.excluded for name in expand_nodes(text)]
-    return why_none_left([*known, *nodes], controller.usable_nodes(now.partition, now.features), now.partition)
+    if is_task(job):
+        known += left_out([row for rows in folder.array_events(array_of(job)).values() for row in rows])
+    return list(dict.fromkeys([*known, *nodes]))
 
 
 def carry_out(
@@ -119,9 +131,9 @@ def carry_out(
     """Decide, record and say it, requeue if that is the decision; returns the exit code of the job."""
     decision = decide(end)
     row: Row = {"event": "ended", "restart": end.restart, "code": end.code, "progress": progress}
-    left_out = {"excluded": end.excluded} if end.excluded and not end.slurm_is_away else {}
+    without = {"excluded": end.excluded} if end.excluded and not end.slurm_is_away else {}
     # Recorded before it is asked for: SLURM may end this process as soon as it has granted it.
-    recorded = note(folder, job, row | verdict(decision) | {"failed_ranks": exits[:8]} | left_out)
+    recorded = note(folder, job, row | verdict(decision) | {"failed_ranks": exits[:8]} | without)
     if not recorded and decision.action == "requeue":
         decision = decide(replace(end, unrecorded=count_unrecorded(folder.events(job), end.restart)))
     say(f"{decision.action}: {decision.why} (progress: {progress or 'none yet'})")
@@ -130,7 +142,15 @@ def carry_out(
     if end.slurm_is_away:
         assert end.requeue_exit_code is not None, "decide requeues without SLURM only where there is such a code"
         return end.requeue_exit_code
-    refused = requeue(controller, job, now, end)
+    sick = end.excluded.split(",") if end.excluded else []
+    # Read again: another task may have met its fault at the same time, and two must not leave out all nodes together.
+    reason = why_no_exclusion(controller, now, [], folder, job, sick) if end.machine_fault else ""
+    if reason:
+        refused: Decision | None = Decision("stop", f"{end.first_failure}; {reason}")
+    elif end.machine_fault:
+        refused = requeue(controller, job, without_nodes(now, folder, job, sick), and_array=True)
+    else:
+        refused = requeue(controller, job, [*now.excluded, *sick] if sick else [], and_array=False)
     if refused:
         note(folder, job, row | verdict(refused))
         say(f"{refused.action}: {refused.why}")
@@ -141,20 +161,24 @@ def verdict(decision: Decision) -> Row:
     return {"action": decision.action, "why": decision.why}
 
 
-def requeue(controller: Controller, job: str, now: JobNow, end: Ending) -> Decision | None:
-    """Requeue the job, without the nodes in `end.excluded`; returns what follows where SLURM will not do it.
+def left_out(events: Sequence[Row]) -> list[str]:
+    """The nodes that these ends of jobs were to be requeued without."""
+    return [name for row in events for name in str(row.get("excluded", "")).split(",") if name]
 
-    SLURM takes the nodes only while a job is pending. What waits in the same array leaves them out as well: a node that
-    fails quickly would else draw one task after the other.
+
+def requeue(controller: Controller, job: str, without: Sequence[str], *, and_array: bool) -> Decision | None:
+    """Requeue the job, without the nodes in `without`; returns what follows where SLURM will not do it.
+
+    SLURM takes the nodes only while a job is pending. With `and_array`, what waits in the same array leaves them out as
+    well: a node that fails quickly would else draw one task after the other.
     """
     problem = controller.requeue(job)
     if problem is not None and problem != "pending":
         return Decision("stop", f"SLURM does not requeue it ({problem}); {AGAIN}")
-    if end.excluded:
-        nodes = [*now.excluded, *end.excluded.split(",")]
-        controller.exclude_when_pending(job, nodes, EXCLUDE_TRIES)
-        if "_" in job and end.machine_fault:
-            controller.exclude(job.partition("_")[0], nodes)
+    if without:
+        controller.exclude_when_pending(job, without, EXCLUDE_TRIES)
+        if and_array and is_task(job):
+            controller.exclude(array_of(job), without)
     return Decision("left", REQUEUED_BY_SLURM) if problem == "pending" else None
 
 
@@ -162,6 +186,16 @@ def job_name() -> str:
     """The job id, `<array id>_<index>` for a task of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def is_task(job: str) -> bool:
+    """Whether it is a task of an array, by its name."""
+    return "_" in job
+
+
+def array_of(job: str) -> str:
+    """The id of the array of a task."""
+    return job.partition("_")[0]
 
 
 def note(folder: JobFolder, job: str, row: Row) -> bool:

@@ -7,6 +7,7 @@ submitit's own signal handlers act on rank 0 alone and swallow SIGTERM; they are
 its own, a signal ends the task, and the guard in the batch script requeues the job.
 """
 
+import ctypes
 import importlib
 import os
 import signal
@@ -22,6 +23,7 @@ from launch.rendezvous import Place, SickNodes, meet, read_place
 from launch.run_folder import JobFolder, Row
 from pipeline.errors import MachineFault, PipelineError
 
+_LIBC = ctypes.CDLL(None)
 VISIBLE_DEVICES = "LAUNCH_VISIBLE_DEVICES"
 """What CUDA_VISIBLE_DEVICES was where --cluster local was started."""
 Kind = Literal["shards", "merge", "pretrain", "finetune", "evaluate"]
@@ -63,6 +65,10 @@ def run_work(work: Work, settings: TaskSettings) -> int:
     """Called by submitit in every task."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        leave_with_parent()
+        # As Ctrl-C: an entry that does not save ends its own processes first.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.environ.get(VISIBLE_DEVICES):
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE_DEVICES]
     place = read_place()
@@ -94,6 +100,11 @@ def note_exit(work: Work, place: Place, outcome: "Outcome", more: Row) -> None:
         JobFolder(work.run_folder).add_exit(place.job, place.restart, place.rank, row)
     except OSError as failed:
         print(f"cannot write below {work.run_folder}: {failed.strerror}", file=sys.stderr, flush=True)
+
+
+def leave_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent is gone, however that ended."""
+    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def gpu_of(place: Place) -> int:

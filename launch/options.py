@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,10 @@ class Options:
     dry_run: bool
     wait: bool
     resume: bool
+    allow_missing: bool
+    """A dry run that finds something missing ends with exit code 0 all the same."""
+    gpus_given: bool
+    """The command line says how many GPUs a node has; else the site does."""
     extra: dict[str, Any]
     """Options that one launcher adds."""
 
@@ -91,7 +95,12 @@ def make_parser(program: str, about: str, default_config: str | None) -> argpars
         help="start when this job has ended well, may be repeated",
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run folder that holds checkpoints already")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted and check it, then stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be submitted and check it; exit code 1: something is missing",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="with --dry-run: exit code 0 all the same")
     parser.add_argument("--wait", action="store_true", help="wait for the end; the exit code is that of the job")
     return parser
 
@@ -116,10 +125,13 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str], word: st
         raise InputError(f"--nodes {given['nodes']}: at least 1")
     if given["name"] is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given["name"]):
         raise InputError(f"--name {given['name']!r}: letters, digits, dot, dash and underscore only")
+    if given["allow_missing"] and not given["dry_run"]:
+        raise InputError("--allow-missing is for --dry-run: a job that lacks something is never submitted")
+    gpus_given = given["gpus_per_node"] is not None
     site = load_site(given.pop("site"), _site_values(given))
     if given["cluster"] != "slurm":
         site = _check_elsewhere(given, site)
-    shared = {"config", "overrides", "name", "cluster", "nodes", "after", "dry_run", "wait", "resume"}
+    shared = {"config", "overrides", "name", "cluster", "nodes", "after", "dry_run", "wait", "resume", "allow_missing"}
     return Options(
         config=tuple(str(find_config(file)) for file in given["config"]),
         overrides=tuple(given["overrides"]),
@@ -131,6 +143,8 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str], word: st
         dry_run=given["dry_run"],
         wait=given["wait"],
         resume=given["resume"],
+        allow_missing=given["allow_missing"],
+        gpus_given=gpus_given,
         extra={key: value for key, value in given.items() if key not in shared},
     )
 
@@ -166,6 +180,15 @@ def _check_elsewhere(given: dict[str, Any], site: ClusterConfig) -> ClusterConfi
         most = min(present, 1) if cluster == "debug" else present // nodes
         site = site.model_copy(update={"gpus_per_node": min(site.gpus_per_node, most)})
     return site
+
+
+def without_gpus(options: Options, key: str) -> Options:
+    """The options of a job whose config asks for no GPU, by `key`; InputError where the command line asks for some."""
+    if options.gpus_given and options.site.gpus_per_node > 0:
+        raise InputError(
+            f"--gpus-per-node {options.site.gpus_per_node}, but {key} is cpu: the GPUs would do nothing; change one"
+        )
+    return replace(options, site=options.site.model_copy(update={"gpus_per_node": 0}))
 
 
 def find_config(file: str) -> Path:

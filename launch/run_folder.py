@@ -37,7 +37,7 @@ class JobFolder:
 
     def submissions(self) -> list[Row]:
         """All jobs ever submitted for this run, oldest first."""
-        return [row for row in read_rows(self.path / "submissions.jsonl") if {"job", "kind"} <= row.keys()]
+        return [row for row in read_rows(self.path / "submissions.jsonl") if "job" in row]
 
     def add_event(self, job: str, row: Row) -> None:
         """Append an event of `job`. A file per job: array tasks on many nodes must not write into one file."""
@@ -58,7 +58,7 @@ class JobFolder:
         """Whether a submitted job has said that it ended for good. One that vanished without a word has not."""
         last = [rows[-1] for rows in self.array_events(str(submission["job"])).values()]
         ended = [row for row in last if row["event"] == "ended" and row.get("action") in ("done", "stop")]
-        return len(ended) >= (submission["tasks"] if submission.get("array") else 1)
+        return len(ended) >= (submission.get("tasks", 1) if submission.get("array") else 1)
 
     def add_exit(self, job: str, restart: int, rank: int, row: Row) -> None:
         """Keep why a rank failed."""
@@ -67,7 +67,8 @@ class JobFolder:
     def exits(self, job: str, restart: int) -> list[Row]:
         """Ranks that failed in one incarnation of a job, the first to fail first."""
         rows = [read_json(file) for file in (self.path / "exits").glob(f"{job}.{restart}.*")]
-        return sorted((row for row in rows if _is_exit(row)), key=lambda row: row["time"])
+        known = [{"node": "a node that it did not name"} | row for row in rows if _is_exit(row)]
+        return sorted(known, key=lambda row: row["time"])
 
     def claim_decision(self, job: str, restart: int) -> bool:
         """Whether the caller is the first to decide what follows this incarnation of a job."""
@@ -117,17 +118,12 @@ def read_json(path: Path) -> Any:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSON-lines file; lines that a crash cut off or filled with NUL bytes are skipped."""
-    return read_rows_and_damage(path)[0]
-
-
-def read_rows_and_damage(path: Path) -> tuple[list[Row], int]:
-    """The rows of a JSON-lines file, and how many of its lines are none."""
     rows: list[Row] = []
     try:
         # Not splitlines(): a text may hold other line ends, such as U+2028.
         lines = [line for line in path.read_text(errors="replace").split("\n") if line.strip()]
     except OSError:
-        return [], 0
+        return []
     for line in lines:
         try:
             row = json.loads(line)
@@ -135,7 +131,7 @@ def read_rows_and_damage(path: Path) -> tuple[list[Row], int]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return rows, len(lines) - len(rows)
+    return rows
 
 
 def _events(path: Path) -> list[Row]:
@@ -143,7 +139,7 @@ def _events(path: Path) -> list[Row]:
 
 
 def _is_exit(row: Any) -> bool:
-    return isinstance(row, dict) and {"time", "rank", "node", "code", "error"} <= row.keys()
+    return isinstance(row, dict) and {"time", "rank", "code", "error"} <= row.keys()
 
 
 def _append(path: Path, row: Row) -> None:

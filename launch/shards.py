@@ -9,27 +9,32 @@ not submitted.
 import argparse
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.checks import check_disk
 from launch.cluster import ROOT, ClusterConfig, Resources
+from launch.dry_run import Report, guards, show_reports
 from launch.job import Work
+from launch.local import again, run_local
 from launch.options import Options
 from launch.run_folder import JobFolder
 from launch.scheduler import check_cluster, cluster_facts
-from launch.start import announce, hold_folder, show_checks
-from launch.submit import Job, batch_script, run_debug, run_local, submit, take_back
+from launch.shard_checks import (
+    missing_inputs,
+    set_disk,
+    set_state,
+    uncached_captioner,
+    unreadable_tables,
+    unseen_videos,
+)
+from launch.start import announce, hold_folder
+from launch.submit import Job, batch_script, run_debug, submit, take_back
 from launch.training import config_key
 from launch.wait import wait_for
 from pipeline.config import load_config, to_yaml
-from pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from preprocess.config import PreprocessConfig
+from pipeline.errors import InputError, RunError
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class ShardPlan:
     config_file: Path
     facts: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    """What keeps the set from being planned: a finding of a dry run, else refused."""
+    """What a dry run found missing; a submission is refused."""
+    doubts: tuple[str, ...] = ()
+    """What is not seen from here, or may not fit: missing in a dry run, a warning of a submission."""
 
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
@@ -74,19 +81,32 @@ def plan_shards(options: Options) -> ShardPlan:
         raise InputError("--shards-per-task and --throttle are at least 1")
     resources = shard_resources(options.site)
     facts = check_cluster(options.site, resources, options.after) if options.cluster == "slurm" else []
-    facts += check_disk(config.output.resolve())
+    lacking, doubts = missing_inputs(config), unseen_videos(config.videos)
+    lacking += [] if lacking else unreadable_tables(config)
+    if lacking and not options.dry_run:
+        raise InputError("; ".join(lacking))
     if config.captioner.kind != "none" and resources.gpus_per_node == 0:
         facts.append("captions will be written on CPUs, which is slow: --gpus-per-node gives the tasks GPUs")
-    lacking = missing_metadata(config, options.dry_run)
-    num_shards, missing = (0, []) if lacking else find_missing(config, options.dry_run)
+    # Texts that are not here keep no set from being planned; metadata do.
+    is_plannable = not any(line.startswith("metadata.") for line in lacking)
+    state = set_state(config, dry_run=options.dry_run) if is_plannable else None
+    num_shards, missing = (state.num_shards, state.missing) if state else (0, [])
     count = max(min(options.nodes, num_shards), math.ceil(num_shards / per_task))
     indices = sorted({number % count for number in missing})
-    if not lacking:
+    if options.dry_run:
+        doubts += uncached_captioner(config)
+        roomy, short = set_disk(config, state)
+        facts, doubts = facts + roomy, doubts + short
+    else:
+        facts += check_disk(config.output.resolve())
+    if state:
         facts.append(f"{len(missing)} of {num_shards} shards are missing: {len(indices)} tasks, {throttle} at a time")
 
     name = options.name or f"shards_{config.output.name}"
     run_folder = (options.site.runs_dir / name).resolve()
-    text = to_yaml(config.model_copy(update={"workers": config.workers or resources.cpus_per_task}))
+    # On this machine, one for each of its cores.
+    workers = config.workers or (0 if options.cluster == "local" else resources.cpus_per_task)
+    text = to_yaml(config.model_copy(update={"workers": workers}))
     config_file = JobFolder(run_folder).path / f"config-{config_key(text)}.yaml"
     argvs = [(str(config_file), f"tasks.index={index}", f"tasks.count={count}") for index in indices]
     progress = str(config.output.resolve() / "shards" / "*.parquet")
@@ -97,7 +117,7 @@ def plan_shards(options: Options) -> ShardPlan:
         Job(work, resources, name, array=part, throttle=throttles[number % len(throttles)])
         for number, part in enumerate(parts)
     ]
-    merge = Work(kind="merge", run_folder=run_folder, module="launch.merge", argv=(str(config.output),))
+    merge = Work(kind="merge", run_folder=run_folder, module="preprocess.merge", argv=(str(config.output),))
     return ShardPlan(
         output=config.output,
         arrays=tuple(arrays),
@@ -106,7 +126,8 @@ def plan_shards(options: Options) -> ShardPlan:
         config_text=text,
         config_file=config_file,
         facts=tuple(facts),
-        missing=lacking,
+        missing=tuple(lacking),
+        doubts=tuple(doubts),
     )
 
 
@@ -114,35 +135,6 @@ def shard_resources(site: ClusterConfig) -> Resources:
     """A task has a node of its own, with GPUs or without."""
     cpus = site.cpus_per_gpu * site.gpus_per_node if site.gpus_per_node else site.cpus_per_node
     return Resources(gpus_per_node=site.gpus_per_node, cpus_per_task=cpus)
-
-
-def missing_metadata(config: "PreprocessConfig", dry_run: bool) -> tuple[str, ...]:
-    """Tables that are not there or hold no row that can be read: an error, for a dry run a finding."""
-    from preprocess.inputs import check_inputs
-
-    try:
-        check_inputs(config)
-    except InputError as error:
-        if not dry_run:
-            raise
-        return (str(error),)
-    return ()
-
-
-def find_missing(config: "PreprocessConfig", dry_run: bool) -> tuple[int, list[int]]:
-    """Number of shards of the set, and those that are not written. A dry run leaves no plan in a new folder."""
-    from preprocess.claim import claim_folder
-    from preprocess.planning import make_plan
-    from preprocess.run import missing_shards
-
-    with tempfile.TemporaryDirectory() as elsewhere:
-        is_trial = dry_run and not config.output.exists()
-        if not is_trial:
-            # Made here, once, the plan is only opened by the tasks. It also refuses the folder of another config.
-            claim_folder(config)
-        folder = Path(elsewhere) / "set" if is_trial else config.output
-        plan = make_plan(folder, config.metadata, config.shards, config.seed, config.limits.max_line_mb * 2**20)
-        return plan.num_shards, missing_shards(plan, config)
 
 
 def array_limit(options: Options) -> int:
@@ -174,24 +166,40 @@ def share(throttle: int, num_arrays: int) -> list[int]:
 def start_shards(plan: ShardPlan, options: Options) -> int:
     """Dry run, or submit (and wait for the merge), or run here."""
     if options.dry_run:
-        print("# resolved config\n" + plan.config_text)
-        for job in (*plan.arrays, plan.merge) if options.cluster == "slurm" else ():
-            print("# sbatch script\n" + batch_script(job, options.site, options.after))
-        show_checks(plan.facts, plan.missing)
-        return 0
-    for fact in plan.facts:
+        return show_reports([report_shards(plan, options)], allow_missing=options.allow_missing)
+    for fact in (*plan.facts, *(f"warning: {line}" for line in plan.doubts)):
         print(fact)
     write_shard_config(plan)
-    if options.cluster != "slurm":
-        run = run_local if options.cluster == "local" else run_debug
-        for job in (*plan.arrays, plan.merge):
-            code = run(job, options.site)
-            if code:
-                return code
+    if options.cluster == "local":
+        run_shards_here(plan, options)
         return 0
+    if options.cluster == "debug":
+        codes = (run_debug(job, options.site) for job in (*plan.arrays, plan.merge))
+        return next((code for code in codes if code), 0)
     last = submit_shards(plan, options, options.after)[-1]
     announce(last, plan.merge.work)
     return wait_for(last, JobFolder(plan.merge.work.run_folder)) if options.wait else 0
+
+
+def report_shards(plan: ShardPlan, options: Options, after: Sequence[str] = ()) -> Report:
+    """What a dry run says about a set."""
+    jobs = (*plan.arrays, plan.merge) if options.cluster == "slurm" else ()
+    return Report(
+        kind="shards",
+        config_text=plan.config_text,
+        facts=plan.facts,
+        missing=(*plan.missing, *plan.doubts),
+        guards=guards(options, "shards", 1),
+        scripts=tuple(batch_script(job, options.site, after or options.after) for job in jobs),
+    )
+
+
+def run_shards_here(plan: ShardPlan, options: Options, go_on: str | None = None) -> None:
+    """Write what is missing on this machine, then merge."""
+    write_shard_config(plan)
+    for job in (*plan.arrays, plan.merge):
+        if run_local(job, options.site, go_on=go_on) and job is not plan.merge:
+            raise RunError(f"stopped{again(job.work) if go_on is None else go_on}")
 
 
 def write_shard_config(plan: ShardPlan) -> None:

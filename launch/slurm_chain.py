@@ -6,7 +6,7 @@
 Every link may be left out. Overrides start with the name of their link. All links are checked before the first job is
 queued; when one fails, SLURM cancels those that depend on it, and `launch/status.py` of their folders says why. The
 same command goes on with what is left: written shards and finished runs stay as they are, and a run that holds
-checkpoints of the same config is resumed.
+checkpoints of the same config is resumed. With `--cluster local` the links run on this machine, one after the other.
 """
 
 import sys
@@ -16,6 +16,8 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.chain import Link, plan_links
+from launch.chain_here import run_links
+from launch.dry_run import show_reports
 from launch.options import find_config, make_parser, parse_options
 from launch.run_folder import JobFolder
 from launch.shards import add_shard_options
@@ -23,7 +25,7 @@ from launch.submit import take_back
 from launch.wait import wait_for
 from pipeline.errors import InputError, PipelineError, run_command
 
-ABOUT = "Queue shards -> pretrain -> finetune -> evaluate, each after the one before."
+ABOUT = "Shards -> pretrain -> finetune -> evaluate, each after the one before, on SLURM or on this machine."
 LINKS = ("shards", "pretrain", "finetune", "evaluate")
 
 
@@ -37,17 +39,17 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"config of the {name} link")
     add_shard_options(parser)
     options = parse_options(parser, argv)
-    if options.cluster != "slurm":
-        raise InputError(f"a chain is made of SLURM jobs; with --cluster {options.cluster}, run the launchers in turn")
+    if options.cluster == "debug":
+        raise InputError("--cluster debug is one process for one job; --cluster local runs a chain on this machine")
     if options.config:
         raise InputError("--config has no meaning for a chain; give --shards, --pretrain, --finetune, --evaluate")
     chosen = {name: options.extra[name] for name in LINKS[1:] if options.extra[name]}
     files = {name: str(find_config(file)) for name, file in chosen.items()}
     links = plan_links(options, [str(find_config(file)) for file in options.extra["shards"]], files)
     if options.dry_run:
-        for link in links:
-            print(f"##### {link.kind}")
-            link.show()
+        return show_reports([link.report() for link in links], allow_missing=options.allow_missing, are_links=True)
+    if options.cluster == "local":
+        run_links(links)
         return 0
     queued = queue(links, options.after)
     for job, folder in queued if options.wait else []:

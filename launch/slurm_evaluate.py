@@ -18,7 +18,7 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
 from launch.checks import check_sets, check_tag
 from launch.cluster import ROOT, training_resources
 from launch.job import Work
-from launch.options import Options, find_config, make_parser, parse_options
+from launch.options import Options, find_config, make_parser, parse_options, without_gpus
 from launch.run_folder import JobFolder
 from launch.scheduler import check_cluster
 from launch.start import hold_folder, start
@@ -47,6 +47,8 @@ def plan_evaluation(
     os.chdir(ROOT)
     config = load_config(EvaluateConfig, options.config, options.overrides)
     check_source(checkpoint, config)
+    if config.device == "cpu":
+        options = without_gpus(options, "device")
     promised = {path.resolve() for path in to_come}
     if config.output is None:
         assert checkpoint is not None, "check_source asks for output where there is no checkpoint"
@@ -70,9 +72,9 @@ def plan_evaluation(
     work = Work(kind="evaluate", run_folder=run_folder, module="pipeline.evaluate", argv=argv, distributed=True)
     facts.append(f"{resources.num_tasks} ranks encode {', '.join(config.sets)}; reports go to {config.output}")
     missing = missing_files(config, checkpoint, promised)
-    if config.model is not None and not missing:
-        tag_facts, missing = check_tag(config.model, dry_run=options.dry_run)
-        facts += tag_facts
+    if config.model is not None and (options.dry_run or not missing):
+        tag_facts, uncached = check_tag(config.model, dry_run=options.dry_run)
+        facts, missing = facts + tag_facts, missing + uncached
     return Plan(Job(work, resources, name=name), text, config_file, tuple(facts), tuple(missing))
 
 

@@ -6,10 +6,12 @@ return start(plan, options)
 from collections.abc import Sequence
 
 from launch.checks import active_jobs
+from launch.dry_run import Report, guards, show_reports
 from launch.job import Work
+from launch.local import run_local
 from launch.options import Options
 from launch.run_folder import JobFolder
-from launch.submit import batch_script, run_debug, run_local, submit
+from launch.submit import batch_script, run_debug, submit
 from launch.training import Plan
 from launch.wait import wait_for
 from pipeline.errors import InputError
@@ -18,8 +20,7 @@ from pipeline.errors import InputError
 def start(plan: Plan, options: Options) -> int:
     """Dry run, or submit (and wait), or run here."""
     if options.dry_run:
-        show(plan, options)
-        return 0
+        return show_reports([report(plan, options)], allow_missing=options.allow_missing)
     require(plan, options)
     write_config(plan)
     for fact in plan.facts:
@@ -27,7 +28,8 @@ def start(plan: Plan, options: Options) -> int:
     if options.cluster == "debug":
         return run_debug(plan.job, options.site)
     if options.cluster == "local":
-        return run_local(plan.job, options.site)
+        run_local(plan.job, options.site)
+        return 0
     job = submit(plan.job, options.site, options.after)
     announce(job, plan.job.work)
     return wait_for(job, JobFolder(plan.job.work.run_folder)) if options.wait else 0
@@ -60,21 +62,15 @@ def announce(job: str, work: Work) -> None:
     print(f"follow it with: python launch/status.py {work.run_folder}", flush=True)
 
 
-def show(plan: Plan, options: Options) -> None:
+def report(plan: Plan, options: Options, after: Sequence[str] = ()) -> Report:
     """Everything about a job that can be known before it is queued."""
-    print("# resolved config\n" + plan.config_text)
-    if options.cluster == "slurm":
-        print("# sbatch script\n" + batch_script(plan.job, options.site, options.after))
-    if plan.outlook:
-        print("# plan\n" + plan.outlook)
-    show_checks(plan.facts, plan.missing)
-
-
-def show_checks(facts: Sequence[str], missing: Sequence[str]) -> None:
-    """The end of a dry run."""
-    print("# checks")
-    for fact in facts:
-        print(f"ok       {fact}")
-    for line in missing:
-        print(f"missing  {line}")
-    print("# nothing was submitted (--dry-run)")
+    job = plan.job
+    return Report(
+        kind=job.work.kind,
+        config_text=plan.config_text,
+        facts=plan.facts,
+        missing=(*plan.missing, *plan.doubts),
+        guards=guards(options, job.work.kind, job.resources.num_tasks),
+        scripts=(batch_script(job, options.site, after or options.after),) if options.cluster == "slurm" else (),
+        outlook=plan.outlook,
+    )

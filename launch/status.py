@@ -1,4 +1,6 @@
-"""How a run is doing: `python launch/status.py runs/b32`. Reads the run folder, asks SLURM once, needs no accounting.
+"""How a run is doing: `python launch/status.py runs/b32`; without a run, a line for each below runs/.
+
+Reads the run folder, asks SLURM once, needs no accounting.
 
 State, step, loss, clips/s, time left, last checkpoint, requeues, slow nodes, and the end of the log that matters.
 """
@@ -19,14 +21,21 @@ from launch.wait import describe
 from pipeline.errors import InputError, run_command
 from pipeline.metrics_lines import read_lines
 
+USAGE = "usage: python launch/status.py [RUN]    (a run folder, or its name below runs/; none: all of them)"
 TAIL_LINES = 12
+TAIL_BYTES = 65536
 
 
 def main(argv: list[str]) -> int:
     """Print the status of one run."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python launch/status.py RUN    (a run folder, or its name below runs/)")
-        return 0 if argv in (["-h"], ["--help"]) else 2
+    if len(argv) > 1 or (argv and argv[0].startswith("-")):
+        print(USAGE)
+        if argv in (["-h"], ["--help"]):
+            return 0
+        raise InputError(f"{argv[0]!r} is not one run" if argv[0].startswith("-") else "give one run, or none")
+    if not argv:
+        print("\n".join(overview()))
+        return 0
     run_folder = find_run(argv[0])
     folder = JobFolder(run_folder)
     lines = [f"run         {run_folder}", *job_lines(folder), *training_lines(run_folder), *node_lines(folder)]
@@ -34,14 +43,45 @@ def main(argv: list[str]) -> int:
     log = relevant_log(folder)
     if log is not None:
         print(f"\n--- end of {log}")
-        print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
+        print("\n".join(tail(log)))
     return 0
+
+
+def overview() -> list[str]:
+    """A line for each run below runs/, the one that was touched last first."""
+    places = {place.resolve() for place in (Path("runs"), ROOT / "runs") if place.is_dir()}
+    runs = [run for place in places for run in place.iterdir() if _is_run(run)]
+    if not runs:
+        return [f"no runs below {' or '.join(map(str, sorted(places))) or ROOT / 'runs'}"]
+    runs.sort(key=lambda run: run.stat().st_mtime, reverse=True)
+    states = job_states([str(JobFolder(run).submissions()[-1]["job"]) for run in runs if JobFolder(run).submissions()])
+    width = max(len(run.name) for run in runs)
+    return [f"{run.name:<{width}}  {summary(run, states)}" for run in runs]
+
+
+def summary(run: Path, states: dict[str, str]) -> str:
+    """A run in a few words: its newest job, its newest checkpoint, whether it is finished."""
+    folder, words = JobFolder(run), []
+    submissions = folder.submissions()
+    if submissions:
+        last = {"kind": "unknown", "tasks": 1} | submissions[-1]
+        is_local = last.get("cluster") == "local"
+        state = local_state(folder, last) if is_local else states.get(str(last["job"]), "gone from SLURM")
+        words.append(f"{last['kind']} {last['job']} {state}")
+    steps = sorted(run.glob("checkpoints/step_*/COMPLETE.json"))
+    words += [steps[-1].parent.name] if steps else []
+    words += ["finished"] if (run / "COMPLETE").exists() else []
+    return "; ".join(words) or "no job, no checkpoint"
+
+
+def _is_run(run: Path) -> bool:
+    return (run / "jobs").is_dir() or (run / "metrics.jsonl").exists()
 
 
 def find_run(word: str) -> Path:
     """A folder, or the name of one below runs/."""
     for place in (Path(word), Path("runs") / word, ROOT / "runs" / word):
-        if (place / "jobs").is_dir() or (place / "metrics.jsonl").exists():
+        if _is_run(place):
             return place.resolve()
     raise InputError(f"no run at {word}: neither a run folder nor a name below {ROOT / 'runs'}")
 
@@ -51,7 +91,7 @@ def job_lines(folder: JobFolder) -> list[str]:
     submissions = folder.submissions()
     if not submissions:
         return ["job         none was submitted for this folder"]
-    last = submissions[-1]
+    last = {"kind": "unknown", "nodes": "?", "tasks": 1} | submissions[-1]
     job = str(last["job"])
     if last.get("cluster") == "local":
         return [f"job         {job} ({last['kind']}, {last['tasks']} processes): {local_state(folder, last)}"]
@@ -63,11 +103,14 @@ def job_lines(folder: JobFolder) -> list[str]:
     events = folder.array_events(job)
     ended = {name: rows[-1] for name, rows in events.items() if rows and rows[-1]["event"] == "ended"}
     for name, row in sorted(ended.items())[:8]:
-        if row["action"] != "done" or len(ended) == 1:
+        if row.get("action") != "done" or len(ended) == 1:
             lines.append(f"ended       {name}: {describe(row)}")
-    requeues = [row for rows in events.values() for row in rows if row["event"] == "started" and row["restart"]]
+    requeues = [row for rows in events.values() for row in rows if row["event"] == "started" and row.get("restart")]
     lines.append(f"requeues    {len(requeues)}")
-    lines += [f"because     {row['why']}" for rows in events.values() for row in rows if row.get("action") == "requeue"]
+    requeued = [row for rows in events.values() for row in rows if row.get("action") == "requeue"]
+    lines += [f"because     {row.get('why', 'it did not say')}" for row in requeued]
+    left_out = sorted({name for row in requeued for name in str(row.get("excluded", "")).split(",") if name})
+    lines += [f"left out    {', '.join(left_out)}"] if left_out else []
     return lines + cancelled_lines(folder, last, state)
 
 
@@ -75,11 +118,11 @@ def array_line(folder: JobFolder, submission: Row, state: str) -> str:
     """How far the tasks of an array are, and how many shards there are by now."""
     job = str(submission["job"])
     last = [rows[-1] for name, rows in folder.array_events(job).items() if name != job and rows]
-    done = sum(row["event"] == "ended" and row["action"] == "done" for row in last)
-    failed = sum(row["event"] == "ended" and row["action"] == "stop" for row in last)
+    done = sum(row["event"] == "ended" and row.get("action") == "done" for row in last)
+    failed = sum(row["event"] == "ended" and row.get("action") == "stop" for row in last)
     begun = f"{done} done, {failed} failed, {len(last) - done - failed} begun"
     written = f"; {len(glob(submission['progress']))} shards written" if submission.get("progress") else ""  # noqa: PTH207
-    return f"array       {job} ({submission['tasks']} tasks): {state}; {begun}{written}"
+    return f"array       {job} ({submission.get('tasks', '?')} tasks): {state}; {begun}{written}"
 
 
 def local_state(folder: JobFolder, submission: Row) -> str:
@@ -88,11 +131,11 @@ def local_state(folder: JobFolder, submission: Row) -> str:
     exits = folder.exits(job, 0)
     if exits:
         return f"failed: {exits[0]['error']}"
-    if all(folder.has_result(job, rank) for rank in range(submission["tasks"])):
+    if all(folder.has_result(job, rank) for rank in range(submission.get("tasks", 1))):
         return "ended"
     return (
         "running"
-        if Path(f"/proc/{submission['pid']}").exists()
+        if Path(f"/proc/{submission.get('pid', 'none')}").exists()
         else "killed; the same command goes on (training: with --resume)"
     )
 
@@ -114,15 +157,18 @@ def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]
 
 def training_lines(run_folder: Path) -> list[str]:
     """Step, loss, speed, time left, last checkpoint."""
-    rows = [row for row in read_lines(run_folder / "metrics.jsonl").rows if "train/loss" in row]
+    lines_of = read_lines(run_folder / "metrics.jsonl")
+    rows = [row for row in lines_of.rows if _is_number(row.get("train/loss"))]
     lines = []
+    if lines_of.bad:
+        lines.append(f"damaged     {len(lines_of.bad)} lines of metrics.jsonl cannot be read; the others count")
     if rows:
         last, total = rows[-1], total_steps(run_folder)
         age_s = time.time() - (run_folder / "metrics.jsonl").stat().st_mtime
         lines.append(f"step        {last['step']}{f' of {total}' if total else ''}, logged {age_s:.0f} s ago")
         lines.append(f"loss        {float(last['train/loss']):.4f}")
         speed, step_s = last.get("speed/clips_per_s"), last.get("speed/step_median_s")
-        if speed and step_s:
+        if isinstance(speed, float | int) and isinstance(step_s, float | int):
             left = f", {_duration((total - last['step']) * step_s)} left" if total else ""
             lines.append(f"speed       {speed:.0f} clips/s, {step_s:.2f} s a step{left}")
     steps = sorted(run_folder.glob("checkpoints/step_*/COMPLETE.json"))
@@ -145,18 +191,21 @@ def node_lines(folder: JobFolder) -> list[str]:
     """The rank that all others waited for of late, the slowest in the preflight, and what that had to say."""
     reports = sorted((folder.path / "preflight").glob("*.json"), key=lambda path: path.stat().st_mtime)
     report = read_json(reports[-1]) if reports else None
-    checked = report["rows"] if report else []
+    checked = report.get("rows", []) if isinstance(report, dict) else []
     lines = []
-    trained = [row for row in read_lines(folder.run_folder / "metrics.jsonl").rows if "speed/slowest_rank" in row]
+    rows = read_lines(folder.run_folder / "metrics.jsonl").rows
+    trained = [row for row in rows if "speed/slowest_rank" in row and _is_number(row.get("speed/slowest_ratio"))]
     if trained:
         slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]
         node = "".join(f" on {row['node']}" for row in checked if row["rank"] == slow)
-        lines.append(f"slowest     rank {slow}{node}: data and forward passes take {ratio:.2f} times the median rank's")
+        lines.append(
+            f"slowest     rank {slow}{node}: data and forward passes take {float(ratio):.2f} times the median rank's"
+        )
     if report and checked:
         slowest = max(checked, key=lambda row: row["product_s"])
         where = f"rank {slowest['rank']} on {slowest['node']}"
         lines.append(f"preflight   slowest is {where}: {slowest['product_s'] * 1e3:.1f} ms a product")
-        lines += [f"preflight   {finding}" for finding in (*report["findings"], *report["fatal"])]
+        lines += [f"preflight   {finding}" for finding in (*report.get("findings", []), *report.get("fatal", []))]
     return lines
 
 
@@ -174,6 +223,22 @@ def relevant_log(folder: JobFolder) -> Path | None:
         if tasks:
             return tasks[-1]
     return None
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log, which may be of any size and hold NUL bytes where a machine lost power."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = stream.read().replace(b"\0", b"").decode(errors="replace")
+    except OSError as error:
+        return [f"(cannot be read: {error.strerror})"]
+    return text.splitlines()[-TAIL_LINES:]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, or the text by which a metrics file holds one that is not finite."""
+    return value in ("nan", "inf", "-inf") or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _duration(seconds: float) -> str:

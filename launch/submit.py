@@ -1,36 +1,30 @@
-"""From a piece of work to a job: by submitit to SLURM, as processes of this machine, or in this process.
+"""From a piece of work to a job: by submitit to SLURM, or in this process. launch/local.py: on this machine.
 
 job = Job(work, resources, name="b32")
 print(batch_script(job, site))                     # what --dry-run shows
 job_id = submit(job, site, after=["1234"])         # SLURM
-code = run_local(job, site)                        # waits
+code = run_debug(job, site)                        # here
 """
 
 import contextlib
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from launch.cluster import ROOT, ClusterConfig, Resources, minutes_of, sbatch_parameters
-from launch.job import VISIBLE_DEVICES, TaskSettings, Work, run_work
-from launch.rendezvous import LOCAL_JOB
+from launch.cluster import ClusterConfig, Resources, sbatch_parameters
+from launch.job import TaskSettings, Work, run_work
 from launch.run_folder import JobFolder
 from launch.script import setup_lines
 from launch.snapshot import snapshot_folder, take_snapshot
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -138,90 +132,3 @@ def run_debug(job: Job, site: ClusterConfig) -> int:
         if code:
             return code
     return 0
-
-
-def run_local(job: Job, site: ClusterConfig) -> int:
-    """Run all tasks as processes of this machine, show the output of the first, wait; returns the exit code.
-
-    submitit's local executor knows one node, so nodes x tasks become tasks of one node. An array runs in turn.
-    """
-    for argv in job.array or (job.work.argv,):
-        code = _run_locally(replace(job.work, argv=argv), job.resources, site)
-        if code:
-            return code
-    return 0
-
-
-def _run_locally(work: Work, resources: Resources, site: ClusterConfig) -> int:
-    folder = JobFolder(work.run_folder)
-    name = f"local-{uuid.uuid4().hex[:8]}"
-    os.environ |= site.job_env | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    # submitit numbers the GPUs of a task from 0 on, whatever it may see.
-    os.environ |= {LOCAL_JOB: name, VISIBLE_DEVICES: os.environ.get("CUDA_VISIBLE_DEVICES", "")}
-    executor = submitit.LocalExecutor(folder=folder.path / name, python=site.python)
-    executor.update_parameters(
-        nodes=1,
-        tasks_per_node=resources.num_tasks,
-        gpus_per_node=resources.nodes * resources.gpus_per_node,
-        timeout_min=minutes_of(site.time),
-        signal_delay_s=site.signal_lead_s,
-        stderr_to_stdout=True,
-        # With a trap the shell stays, and is the parent that submitit's tasks look for; bash would become its command.
-        setup=["trap : EXIT", *site.setup] if site.setup else [],
-    )
-    settings = task_settings(resources, site)
-    job = executor.submit(run_work, work, settings)
-    row: dict[str, Any] = {"job": name, "kind": work.kind, "cluster": "local", "tasks": resources.num_tasks}
-    folder.add_submission(row | {"pid": job.job_id, "command": sys.argv})
-    return _watch_local(job._process, name, folder, resources.num_tasks)
-
-
-def _watch_local(controller: "subprocess.Popen[bytes]", name: str, folder: JobFolder, num_tasks: int) -> int:
-    """Show rank 0's output until the tasks are gone. A signal to us goes to every task, which saves and leaves."""
-
-    def forward(number: int, _: FrameType | None) -> None:
-        if controller.poll() is None:
-            controller.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, forward)
-    shown, failed_at = 0, None
-    try:
-        while True:
-            running = controller.poll() is None
-            shown = _show(folder.log(name), shown)
-            if not running:
-                break
-            if failed_at is None and folder.exits(name, 0):
-                failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > 15:
-                controller.send_signal(signal.SIGINT)  # one rank failed; the others wait for it in vain
-                failed_at = float("inf")
-            time.sleep(0.2)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    exits = folder.exits(name, 0)
-    if exits:
-        print(f"rank {exits[0]['rank']} failed first: {exits[0]['error']}", file=sys.stderr)
-        print(f"its output: {folder.log(name, exits[0]['rank'])}", file=sys.stderr, flush=True)
-        return int(exits[0]["code"])
-    lost = [rank for rank in range(num_tasks) if not folder.has_result(name, rank)]
-    if lost:
-        log = folder.log(name, lost[0])
-        raise RunError(f"ranks {lost[:8]} were killed, see {log}; run the same command again (training: with --resume)")
-    return 0
-
-
-def _show(log: Path, start: int) -> int:
-    """Print what `log` has beyond `start`, without submitit's own lines; returns where it ends."""
-    if not log.exists():
-        return start
-    with open(log, encoding="utf-8", errors="replace") as stream:
-        stream.seek(start)
-        lines = stream.readlines()
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # still being written
-        for line in lines:
-            if not line.startswith("submitit "):
-                sys.stdout.write(line)
-        sys.stdout.flush()
-        return start + sum(len(line.encode()) for line in lines)

@@ -23,8 +23,9 @@ from launch.checks import (
     what_is_done,
 )
 from launch.cluster import ROOT, Resources, minutes_of, training_resources
+from launch.disk import compare_disk, run_disk
 from launch.job import Kind, Work
-from launch.options import Options
+from launch.options import Options, without_gpus
 from launch.run_folder import JobFolder
 from launch.scheduler import check_cluster
 from launch.submit import Job
@@ -47,6 +48,8 @@ class Plan:
     """Lines about the run: batch arithmetic, where it resumes, disk."""
     missing: tuple[str, ...] = ()
     """Why the job cannot start now: data that are not there. A dry run shows them, a submission refuses."""
+    doubts: tuple[str, ...] = ()
+    """What may not fit, by an estimate: missing in a dry run, which alone makes it."""
     outlook: str = ""
     """Memory, hours, storage: what a dry run adds."""
 
@@ -55,6 +58,8 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     """Check a training run. `to_come` are folders that earlier links of a chain will have written."""
     os.chdir(ROOT)
     config = read_train_config(options)
+    if config.engine.device == "cpu":
+        options = without_gpus(options, "engine.device")
     resources = training_resources(options.site, options.nodes)
     world_size = resources.num_tasks
     if config.batch.global_batch_size < world_size:
@@ -67,14 +72,19 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
     run_folder = config.run_folder.resolve()
     facts = [batch_arithmetic(config, options.nodes, world_size)]
     facts += check_run_folder(run_folder, config, options.resume)
-    facts += check_disk(run_folder)
+    outlook, doubts = "", list[str]()
+    if options.dry_run:
+        outlook, roomy, doubts = look_ahead(config, resources, options.site.gpu, run_folder, to_come)
+        facts += roomy
+    else:
+        facts += check_disk(run_folder)
     facts += check_lead(run_folder, options.site.signal_lead_s, 60 * minutes_of(options.site.time))
     if options.cluster == "slurm":
         facts += check_cluster(options.site, resources, options.after)
     lacking = missing_data(config, to_come)
-    if not lacking and starts_from_model(run_folder, config):
-        tag_facts, lacking = check_tag(config.model, dry_run=options.dry_run)
-        facts += tag_facts
+    if (options.dry_run or not lacking) and starts_from_model(run_folder, config):
+        tag_facts, uncached = check_tag(config.model, dry_run=options.dry_run)
+        facts, lacking = facts + tag_facts, lacking + uncached
     text = to_yaml(config)
     stop = config.stop_at_step
     last = [run_folder / "COMPLETE"]
@@ -91,8 +101,7 @@ def plan_training(options: Options, kind: Kind, to_come: Sequence[Path] = ()) ->
         argv_after_requeue=("resume=auto",),
     )
     job = Job(work, resources, name=config.name)
-    outlook = look_ahead(config, resources, options.site.gpu) if options.dry_run else ""
-    return Plan(job, text, config_file, tuple(facts), tuple(lacking), outlook)
+    return Plan(job, text, config_file, tuple(facts), tuple(lacking), tuple(doubts), outlook)
 
 
 def folder_of_finished(options: Options) -> Path | None:
@@ -124,14 +133,28 @@ def batch_arithmetic(config: "TrainConfig", nodes: int, world_size: int) -> str:
     )
 
 
-def look_ahead(config: "TrainConfig", resources: Resources, gpu: str) -> str:
-    """Memory per GPU, hours and storage by `pipeline.plan`, for the site's kind of GPU."""
-    from pipeline.plan import make_plan, render
+def look_ahead(
+    config: "TrainConfig", resources: Resources, gpu: str, run_folder: Path, to_come: Sequence[Path]
+) -> tuple[str, list[str], list[str]]:
+    """Memory per GPU, hours and storage by `pipeline.plan`, for the site's kind of GPU; then (facts, lacking) of disk.
 
-    if resources.gpus_per_node == 0:
-        return "without GPUs there is no estimate; python -m pipeline.plan makes one for any number of GPUs"
-    plan = make_plan(config, gpu=gpu, num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
-    return render(plan, config, gpu)
+    Shards that are not there are to be written first, unless a link before does that and counts them itself.
+    """
+    from pipeline.plan import BYTES_PER_CLIP, make_plan, render
+
+    on_gpu = resources.gpus_per_node > 0
+    plan = make_plan(config, gpu=gpu if on_gpu else "h100", num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
+    roomy, short = run_disk(run_folder, config, plan.parameters, plan.length.steps)
+    promised = {path.resolve() for path in to_come}
+    absent = [Path(source.shards) for source in config.data.sources if "://" not in source.shards]
+    absent = [path for path in absent if not (path / "manifest.parquet").exists() and path.resolve() not in promised]
+    if absent and plan.length.stored_clips:
+        num_bytes = plan.length.stored_clips * BYTES_PER_CLIP * plan.frame_cost
+        what = f"the shards of {absent[0]}{plan.length.condition},"
+        fits, too_large = compare_disk(what, absent[0].resolve(), num_bytes)
+        roomy, short = roomy + fits, short + too_large
+    without = "without GPUs there is no estimate; python -m pipeline.plan makes one for any number of GPUs"
+    return render(plan, config, gpu) if on_gpu else without, roomy, short
 
 
 def config_key(text: str) -> str:

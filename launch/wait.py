@@ -24,8 +24,9 @@ def wait_for(job: str, folder: JobFolder) -> int:
             print(f"job {job}: {describe(event)}", flush=True)
         shown = len(events)
         last = events[-1] if events else {"event": "", "action": ""}
-        if last["event"] == "ended" and last["action"] in ("done", "stop"):
-            return int(last["code"]) if last["action"] == "done" else int(last["code"]) or 1
+        if last["event"] == "ended" and last.get("action") in ("done", "stop"):
+            code = int(last.get("code", 0))
+            return code if last["action"] == "done" else code or 1
         if time.monotonic() - asked_at > QUERY_INTERVAL_S:
             asked_at = time.monotonic()
             # Where squeue does not know the job, accounting is asked a minute later: one query at a time.
@@ -41,6 +42,6 @@ def wait_for(job: str, folder: JobFolder) -> int:
 def describe(event: dict[str, object]) -> str:
     """One event in words."""
     if event["event"] == "started":
-        again = f" again (requeue {event['restart']})" if event["restart"] else ""
-        return f"started{again} on {event['nodes']}"
-    return f"exit code {event['code']}; {event['action']}: {event['why']}"
+        again = f" again (requeue {event['restart']})" if event.get("restart") else ""
+        return f"started{again} on {event.get('nodes', 'nodes that it did not name')}"
+    return f"exit code {event.get('code', '?')}; {event.get('action', '?')}: {event.get('why', '?')}"

@@ -1,6 +1,7 @@
 """An entry that only counts, saves and sleeps: for what is about SLURM and the guard, not about training.
 
 main([RUN_FOLDER])            main([RUN_FOLDER, "--deaf"])     # ignores all signals the first time
+main([RUN_FOLDER, "--faulty=n1,n2", "--mark=3"])     # fails on n1 and n2, else is done after a moment
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.rendezvous import SickNodes
+from pipeline.errors import MachineFault
 
 NUM_STEPS = 6000
 SAVE_EVERY = 10
@@ -21,6 +23,9 @@ def main(argv: list[str]) -> int:
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if "--sick-node" in argv and restart == 0:
         raise SickNodes("n1 is ill", ["n1"])
+    for word in argv:
+        if word.startswith("--faulty="):
+            return _short_task(word.removeprefix("--faulty=").split(","))
     stop: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -39,6 +44,14 @@ def main(argv: list[str]) -> int:
                 _save(run, step)
     if rank == 0 and step >= NUM_STEPS:
         (run / "COMPLETE").write_text("")
+    return 0
+
+
+def _short_task(faulty: list[str]) -> int:
+    node = os.environ["SLURMD_NODENAME"]
+    if node in faulty:
+        raise MachineFault(f"machine fault: {node} has no videos")
+    time.sleep(1.0)
     return 0
 
 

@@ -150,6 +150,15 @@ class Cluster:
         """SIGKILL the slurmd of node `name`: SLURM takes the node for dead after SlurmdTimeout."""
         self._tell("kill", f"slurmd.{name}")
 
+    def kill_controller(self) -> None:
+        """SIGKILL slurmctld: nobody answers until it is started again."""
+        self._tell("kill", "slurmctld")
+
+    def start_controller(self) -> None:
+        """Start slurmctld again, with the jobs that it knew."""
+        self._tell("start", "slurmctld", "slurmctld", "-D", "-f", self.env["SLURM_CONF"])
+        wait_until(self.is_up, 60, "slurmctld answers again", self.log("slurmctld"))
+
     def log(self, daemon: str) -> Path:
         """The log file of one daemon."""
         return self.folder / f"{daemon}.log"

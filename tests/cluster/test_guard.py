@@ -1,5 +1,6 @@
 """The guard against a real SLURM, with an entry that only sleeps: who requeues what, and what stays cancelled."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from launch.run_folder import JobFolder, Row
 from launch.submit import Job, submit
 
 SAVED_STEP = 12
+AWAY_S = 40.0
+"""A moment is no fault: slurmctld fails over in some seconds."""
 SITE = {"gpus_per_node": 0, "signal_lead_s": 20, "time": "30", "preflight": {"slow_node": "exclude"}}
 
 
@@ -89,6 +92,25 @@ def test_time_limit_with_ranks_that_do_not_listen(sleeper, cluster: Cluster) -> 
     cluster.run("scontrol", "update", f"JobId={job.job}", "TimeLimit=30")
     assert job.await_end() == "COMPLETED"
     assert job.endings()[0]["why"] == "the time limit came before the ranks were done"
+
+
+def test_a_rank_that_dies_while_slurmctld_is_away(sleeper, cluster: Cluster) -> None:
+    job = sleeper()
+    job.await_step(SAVED_STEP)
+    cluster.kill_controller()
+    try:
+        # Both: srun asks slurmctld to end the others of a rank that died.
+        for rank in (0, 1):
+            cluster.kill_rank(job.job, rank)
+        log = job.run / "jobs" / f"{job.job}_0_log.out"
+        wait_until(lambda: "slurmctld does not answer" in log.read_text(), 120, "the guard waits")
+        time.sleep(AWAY_S)
+        assert job.endings() == [], "it has not given up"
+    finally:
+        cluster.start_controller()
+    assert job.await_end() == "COMPLETED"
+    assert [row["action"] for row in job.endings()] == ["requeue", "done"]
+    assert cluster.job(job.job)["Restarts"] == "1"
 
 
 def test_sick_node_is_left_out_after_the_requeue(sleeper, cluster: Cluster) -> None:

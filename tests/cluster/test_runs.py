@@ -131,7 +131,7 @@ def test_dry_run_shows_what_is_submitted(bench: Bench, shards, words: tuple[str,
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout + shown.stderr
     assert bench.cluster.squeue().keys() <= before, "nothing was queued"
     assert not bench.run_folder(name).exists()
-    script = shown.stdout.split("# sbatch script\n")[1].split("# plan\n")[0]
+    script = shown.stdout.split("# sbatch script\n")[1]
     job = bench.queue("slurm_pretrain.py", *config)[0]
     bench.cluster.run("scancel", job)
     submitted = (bench.run_folder(name) / "jobs" / f"{job}_submission.sh").read_text()

@@ -33,7 +33,7 @@ def test_the_same_command_submits_what_is_missing(bench: Bench, shards) -> None:
     bench.cluster.run("scancel", f"{array}_1")
     wait_until(lambda: bench.cluster.state(merge) == "FAILED", 300, "the merge says that shards are missing")
     assert [row["action"] for row in bench.endings("made_up", merge)] == ["stop"]
-    assert "run the same slurm_shards.py command again" in bench.launch_status("made_up")
+    assert "run the same command again that writes them" in bench.launch_status("made_up")
     again = bench.launch("slurm_shards.py", *words, f"output={output}", "--wait")
     assert (again.returncode, again.stderr) == (0, ""), again.stdout + again.stderr
     assert "1 of 2 shards are missing: 1 tasks" in again.stdout

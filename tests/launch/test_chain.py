@@ -35,7 +35,7 @@ def make_link(kind: str, asked: list[tuple[str, tuple[str, ...]]], *, last: bool
         asked.append((kind, after))
         return f"array{100 + len(asked)}", str(100 + len(asked))
 
-    return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, ends_stage=last)
+    return Link(kind, JobFolder(Path("runs") / kind), send, lambda: None, lambda: None, ends_stage=last)
 
 
 def test_every_stage_waits_for_all_of_the_stage_before() -> None:
@@ -61,7 +61,8 @@ def test_a_refused_link_takes_back_those_before(commands, tmp_path: Path) -> Non
     ("words", "message"),
     [
         ([], "an empty chain"),
-        (["--cluster", "local"], "a chain is made of SLURM jobs"),
+        (["--cluster", "local"], "an empty chain"),
+        (["--cluster", "debug"], "--cluster debug is one process for one job; --cluster local runs a chain"),
         (["--evaluate", "configs/pretrain/b32.yaml"], "--evaluate needs --pretrain or --finetune"),
         (["--config", "configs/pretrain/b32.yaml"], "--config has no meaning for a chain"),
     ],
@@ -125,7 +126,7 @@ def test_a_chain_that_is_run_again_leaves_out_what_is_finished(
     assert "##### pretrain" not in shown and "##### finetune" in shown
     assert f"init_from: {pretrained}" in shown
     assert main(words) == 0, "a chain with nothing left"
-    with pytest.raises(InputError, match=r"belongs to another config: optim.lr differ"):
+    with pytest.raises(InputError, match=r"belongs to another config: optim.lr \(5e-06 there, 1e-09 now\)"):
         main([*words, "pretrain.optim.lr=1e-9"])
 
 

@@ -71,3 +71,40 @@ def test_the_interface_is_also_that_of_nccl_and_gloo() -> None:
     site = load_site("default", {"interface": "ib0", "env": {"NCCL_SOCKET_IFNAME": "ib1"}})
     assert (site.job_env["GLOO_SOCKET_IFNAME"], site.job_env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib1")
     assert "GLOO_SOCKET_IFNAME" not in load_site("default", {}).job_env
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"a: " + b"{b: " * 50_000,
+        b"time: 2024-13-41",
+        b"? [1, 2]\n: 3",
+        b"time: !!int x",
+        b"\0\0\0",
+        b"\xff\xfet\0i\0m\0e\0",
+        b"time: &x [*x]",
+        b"time: '60",
+        b"- time",
+        b"time: !!python/object/apply:os.getpid []",
+    ],
+    ids=[
+        "deep_list",
+        "deep_map",
+        "no_date",
+        "list_as_key",
+        "no_int",
+        "nul",
+        "utf16",
+        "itself",
+        "open",
+        "list",
+        "python",
+    ],
+)
+def test_a_damaged_site_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_site(str(path), {})
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000

@@ -144,15 +144,16 @@ def test_a_machine_fault_leaves_the_node_out_for_the_task_and_for_what_waits_in_
 ) -> None:
     commands(
         scontrol=failing(0, SHOWN.format(excluded="n[1-2]"), tmp_path),
-        sinfo="for n in 1 2 3 4; do echo n$n\\|idle\\|; done",
+        sinfo="for n in 1 2 3 4 5 6; do echo n$n\\|idle\\|; done",
     )
     fault(job, "n3")
+    job.add_event("70_1", {"event": "ended", "restart": 0, "action": "requeue", "excluded": "n5"})
     assert end(job, make(600), 1) == 1
     assert questions(tmp_path)[1:] == [
         "requeue 70_2",
-        "update JobId=70_2 ExcNodeList=n[1-2],n3",
-        "update JobId=70 ExcNodeList=n[1-2],n3",
-    ]
+        "update JobId=70_2 ExcNodeList=n1,n2,n5,n3",
+        "update JobId=70 ExcNodeList=n1,n2,n5,n3",
+    ], "beside the user's own, and what another task found"
     (row,) = job.events("70_2")
     assert (row["action"], row["why"]) == ("requeue", "rank 0 on n3 failed: machine fault: /mnt is empty")
 
@@ -165,10 +166,31 @@ def test_no_requeue_where_no_node_is_left_or_leaving_out_does_not_help(
         scontrol=failing(0, SHOWN.format(excluded=excluded), tmp_path),
         sinfo="for n in 1 2 3 4; do echo n$n\\|idle\\|; done; echo n5\\|down\\|",
     )
-    if again:
-        job.add_event("70_2", {"event": "ended", "restart": 0, "action": "requeue", "excluded": again})
+    for restart in range(2 if again else 0):
+        job.add_event("70_2", {"event": "ended", "restart": restart, "action": "requeue", "excluded": again})
     fault(job, "n4")
     assert end(job, make(600), 1) == 1
     row = job.events("70_2")[-1]
     assert row["action"] == "stop" and why in row["why"] and "/mnt is empty" in row["why"]
     assert len(questions(tmp_path)) == 1, "nothing is requeued or updated"
+
+
+def test_two_tasks_do_not_leave_out_all_nodes_together(
+    tmp_path: Path, commands, job: JobFolder, make: Callable[[float], Controller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the two nodes has a fault, and the other task says so just before this one is requeued."""
+    commands(
+        scontrol=failing(0, SHOWN.format(excluded="(null)"), tmp_path), sinfo="echo n1\\|idle\\|; echo n2\\|idle\\|"
+    )
+    fault(job, "n1")
+    record = JobFolder.add_event
+
+    def both(folder: JobFolder, name: str, row: dict[str, object]) -> None:
+        record(folder, name, row)
+        record(folder, "70_1", {"event": "ended", "restart": 0, "action": "requeue", "excluded": "n2"})
+
+    monkeypatch.setattr(JobFolder, "add_event", both)
+    assert end(job, make(600), 1) == 1
+    assert [row["action"] for row in job.events("70_2")] == ["requeue", "stop"]
+    assert "no usable node of partition batch is left" in job.events("70_2")[-1]["why"]
+    assert len(questions(tmp_path)) == 1, "nothing is requeued, and what waits keeps its nodes"

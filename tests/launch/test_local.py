@@ -8,9 +8,11 @@ import pytest
 
 from launch.cluster import Resources, load_site
 from launch.job import TaskSettings, Work, run_work
+from launch.local import run_local
 from launch.preflight import PreflightConfig
 from launch.run_folder import JobFolder
-from launch.submit import Job, run_debug, run_local, task_settings
+from launch.submit import Job, run_debug, task_settings
+from pipeline.errors import InputError
 
 PROBE = """
 import json, os, sys
@@ -91,8 +93,10 @@ def test_two_nodes_are_two_processes(
 
 @pytest.mark.heavy
 def test_the_rank_that_failed_first_is_named(probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {})) == 2
-    assert "rank 1 failed first: rank 1 does not like this" in capfd.readouterr().err
+    with pytest.raises(InputError, match=r"^rank 1: rank 1 does not like this; its output: .*1_log.out$"):
+        run_local(make_job(probe, "--fail", nodes=2), load_site(site_file, {}))
+    captured = capfd.readouterr()
+    assert "does not like this" not in captured.out + captured.err, "it is said once, by the exception"
     folder = JobFolder(probe / "runs" / "probe")
     first = folder.submissions()[0]["job"]
     assert "rank 1 says hello" in folder.log(first, 1).read_text()

@@ -161,8 +161,8 @@ def wait_until_text(path: Path, text: str) -> None:
 def test_sick_nodes_are_left_out_of_the_requeued_job(tmp_path: Path, commands) -> None:
     commands(scontrol=f'echo "$@" >> {tmp_path}/asked; echo JobId=7 ExcNodeList=n1')
     controller = Controller(0)
-    now = controller.job("7")
-    assert guard.requeue(controller, "7", now, replace(ENDED, excluded="n3,n5")) is None
+    now, end = controller.job("7"), replace(ENDED, excluded="n3,n5")
+    assert guard.carry_out(end, JobFolder(tmp_path), "7", [], "", controller, now) == 1
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == ["-o show job 7", "requeue 7", "update JobId=7 ExcNodeList=n1,n3,n5"], "beside the user's own"
 

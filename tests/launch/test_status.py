@@ -148,3 +148,59 @@ def test_a_job_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder.add_exit("local-c", 0, 1, {"time": 1.0, "rank": 1, "code": 1, "error": "disk full"})
     assert main([str(tmp_path)]) == 0
     assert "failed: disk full" in capsys.readouterr().out
+
+
+DAMAGE = (b"\0" * 300, b'{"step": 41, "train/lo', b"[" * 5000, b"7", b'{"step": null, "train/loss": "x"}', b"\xff\xfe")
+
+
+def test_damaged_lines_of_every_file_are_skipped(
+    run_folder: Path, commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a power cut and a full disk leave: NUL bytes, torn lines, rows without their fields."""
+    commands()
+    jobs = run_folder / "jobs"
+    for path in (run_folder / "metrics.jsonl", jobs / "submissions.jsonl", jobs / "events" / "7.jsonl"):
+        whole = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(whole[0] + b"".join(line + b"\n" for line in DAMAGE) + b"".join(whole[1:]) + DAMAGE[1])
+    with open(jobs / "7_1_log.out", "ab") as stream:
+        stream.write(b"\0" * 4096)
+    assert main([str(run_folder)]) == 0
+    captured = capsys.readouterr()
+    for part in ("step        40 of 100", "requeues    1", "stop: failed with exit code 1", "OSError: disk full"):
+        assert part in captured.out, part
+    assert "damaged     7 lines of metrics.jsonl cannot be read" in captured.out
+    assert "\0" not in captured.out and captured.err == ""
+
+
+def test_files_with_nothing_but_damage(tmp_path: Path, commands, capsys: pytest.CaptureFixture[str]) -> None:
+    commands()
+    run = tmp_path / "run"
+    for name in ("submissions.jsonl", "events/7.jsonl", "preflight/7.0.json"):
+        (run / "jobs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / "jobs" / name).write_bytes(DAMAGE[0])
+    assert main([str(run)]) == 0
+    assert "none was submitted for this folder" in capsys.readouterr().out
+    (run / "jobs" / "submissions.jsonl").write_text('{"job": "7"}\n')
+    (run / "jobs" / "events" / "7.jsonl").write_text('{"event": "started"}\n{"event": "ended"}\n')
+    (run / "jobs" / "preflight" / "7.0.json").write_text("[]")
+    assert main([str(run)]) == 0
+    assert "7 (unknown, ? nodes): gone from SLURM" in capsys.readouterr().out
+
+
+def test_without_a_run_all_are_listed(
+    run_folder: Path, commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(squeue="echo '7|7|7|RUNNING|None'")
+    monkeypatch.chdir(run_folder.parent.parent)
+    monkeypatch.setattr("launch.status.ROOT", run_folder.parent.parent)
+    begun = run_folder.parent / "begun"
+    begun.mkdir()
+    (begun / "metrics.jsonl").touch()
+    (run_folder.parent / "no_run").mkdir()
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "b32    pretrain 7 RUNNING; step_00000040" in shown
+    assert "begun  no job, no checkpoint" in shown
+    assert "no_run" not in shown
+    with pytest.raises(InputError, match="give one run"):
+        main(["a", "b"])

@@ -129,7 +129,9 @@ def test_what_the_start_of_a_run_would_refuse_is_refused_here(plan, override: st
 
 def test_a_damaged_manifest_is_one_line(plan, tmp_path: Path) -> None:
     (tmp_path / "shards" / "manifest.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"manifest.parquet is damaged \(.*\); merge the set again"):
+    with pytest.raises(
+        InputError, match=r"manifest.parquet is damaged \(.*\); write it again: python -m preprocess.merge"
+    ):
         plan()
 
 
@@ -228,7 +230,8 @@ def test_missing_manifest(site_file: str, train_file: str, tmp_path: Path, capsy
     words = ["--site", site_file, "--cluster", "local", "--config", train_file]
     with pytest.raises(InputError, match="holds no manifest"):
         main(words)
-    assert main([*words, "--dry-run"]) == 0
+    assert main([*words, "--dry-run"]) == 1
+    assert main([*words, "--dry-run", "--allow-missing"]) == 0
     assert "missing  data.sources[0].shards" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
