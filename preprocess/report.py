@@ -124,16 +124,16 @@ def _account_table(stats: dict[str, Any]) -> str:
         f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{(share or count / total):.2%}</td></tr>"
         for name, count, share in lines
     )
-    passed_over = "".join(
-        f"<p>Passed over: {facts['count']:,} {html.escape(kind)}, such as {html.escape(facts['example'])}</p>"
-        for kind, facts in stats.get("passed_over", {}).items()
+    skipped = "".join(
+        f"<p>Skipped: {facts['count']:,} {html.escape(kind)}, such as {html.escape(facts['example'])}</p>"
+        for kind, facts in stats.get("skipped", {}).items()
     )
     facts = (
         f"{stats['hours']:,.2f} hours, {stats['bytes'] / 1e9:,.3f} GB in {stats['num_shards']:,} shards. "
         f"Of the delivered clips {stats['num_subtitles'] / delivered:.2%} have a subtitle and "
         f"{stats['num_captions'] / delivered:.2%} a caption. Manifest {html.escape(stats['manifest_hash'])}."
     )
-    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>{passed_over}"
+    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>{skipped}"
 
 
 def read_stats(output: Path) -> dict[str, Any]:
