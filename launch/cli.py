@@ -49,6 +49,7 @@ COMMANDS = {
     "evaluate": Command("pipeline.evaluate", "text-video retrieval on held-out sets; compare runs"),
     "encode": Command("pipeline.encode", "videos and texts to feature vectors"),
     "convert": Command("pipeline.convert", "weights from any form that we read to one that others read"),
+    "analyse domain-gap": Command("pipeline.analysis.domain_gap", "how far apart sources of texts or videos lie"),
     "plot": Command("pipeline.plot", "draw loss, recall and speed of one or several runs"),
     "wandb": Command("pipeline.wandb_mirror", "send a run to wandb anew, from its metrics file"),
     "status": Command("launch.status", "how a run is doing"),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Section
 
+_Place = tuple[int | str, ...]
 _NOT_THERE = "nothing"
 _MAX_SHOWN = 60
 
@@ -18,16 +19,23 @@ _MAX_SHOWN = 60
 def with_defaults(kind: type[Section], stored: dict[str, Any]) -> dict[str, Any]:
     """The values of a stored config; options that came since it was written are at their defaults.
 
-    Keys that `kind` no longer has stay as they are, and thus differ. A config that `kind` cannot take at all is
+    What `kind` no longer knows or allows stays as it is, and thus differs. A config that `kind` cannot take at all is
     returned as it is.
     """
-    content = stored
-    for _ in range(2):
+    content, refused = stored, dict[_Place, Any]()
+    for _ in range(3):  # a value may be refused only once another one is out
         try:
-            return _merged(kind.model_validate(content).model_dump(mode="json"), stored)
+            values = kind.model_validate(content).model_dump(mode="json")
         except ValidationError as error:
-            unknown = [one["loc"] for one in error.errors() if one["type"] == "extra_forbidden"]
-            content = _without(content, unknown)
+            places = [one["loc"] for one in error.errors() if one["type"] != "missing"]
+            refused |= {place: value for place in places if (value := _at(stored, place)) is not None}
+            content = _without(content, refused)
+            continue
+        for place, value in refused.items():
+            section = _at(values, place[:-1])
+            if isinstance(section, dict):
+                section[place[-1]] = value
+        return values
     return stored
 
 
@@ -74,18 +82,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _merged(values: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the keys that only `stored` has."""
-    merged = dict(values)
-    for name, value in stored.items():
-        if name not in merged:
-            merged[name] = value
-        elif isinstance(value, dict) and isinstance(merged[name], dict):
-            merged[name] = _merged(merged[name], value)
-    return merged
+def _at(content: Any, place: _Place) -> Any:
+    """What lies at a place; None where there is nothing, or where it lies in a list."""
+    for name in place:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
 
 
-def _without(content: dict[str, Any], places: Collection[tuple[int | str, ...]]) -> dict[str, Any]:
+def _without(content: dict[str, Any], places: Collection[_Place]) -> dict[str, Any]:
     """`content` without what lies at these places."""
     kept = {}
     for name, value in content.items():

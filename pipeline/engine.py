@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
+from pipeline.acceleration import COMPILER_BACKEND, HasTowers, choose_way
+from pipeline.capture import CapturedTower, CudaPass, StandInPass
 from pipeline.dist import is_initialized, rank, world_size
 from pipeline.engine_config import REDUCE_DTYPES, EngineConfig, deepspeed_config, resolve_device
 from pipeline.flat_gradients import FlatGradients
@@ -96,8 +98,25 @@ class Engine:
             self.deepspeed.zero_grad = self._flat.zero  # it would take the gradients away, one by one
         elif config.zero_stage < 3:
             self._leave_out_norm()
-        if config.compile:
-            self.deepspeed.compile()
+        self.way = choose_way(config, device, self.module)
+        self._captured = self._accelerate()
+
+    def _accelerate(self) -> list[CapturedTower]:
+        """Compile and capture as `way` says; parameters lie where they will stay."""
+        model = self.module
+        if not isinstance(model, HasTowers):
+            return []
+        if self.way.compiles:
+            model.compile_blocks(COMPILER_BACKEND, must=self.config.compile is True)
+        model.few_text_lengths = self.way.compiles or self.way.captures
+        if not self.way.captures:
+            return []
+        kind = CudaPass if self.device.type == "cuda" else StandInPass
+        must = self.config.capture is True
+        towers = [CapturedTower(name, tower, kind, self._flat, must=must) for name, tower in model.towers().items()]
+        if self._flat is not None:
+            self._flat.captured = {tower.name: tower for tower in towers}
+        return towers
 
     @property
     def module(self) -> nn.Module:
@@ -280,6 +299,8 @@ class Engine:
             optimizer.clip_grad = 0.0  # the one of such files came with them
         if 0 < self.zero_stage < 3:
             self._leave_out_norm()
+        for tower in self._captured:
+            tower.reset()
 
     def _leave_out_norm(self) -> None:
         """Have ZeRO 1 and 2 not compute a norm of their own. With an offloaded optimizer they cannot do without."""

@@ -61,8 +61,11 @@ class EngineConfig(Section):
     """What gradients travel in between ranks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
-    compile: bool = False
-    """torch.compile the model; ZeRO 0 to 2."""
+    compile: Literal["auto"] | bool = "auto"
+    """Run the blocks of the model compiled (torch.compile); ZeRO 0 to 2. auto: on GPUs, where it can be."""
+    capture: Literal["auto"] | bool = "auto"
+    """Replay the towers as captured CUDA graphs; ZeRO 0 to 2, no activation checkpointing. auto: on GPUs, where it can
+    be. true on a CPU: a stand-in that is no faster, for tests."""
     tf32: bool = True
     """TensorFloat-32 for what is left in fp32 on GPUs."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
@@ -70,8 +73,9 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "EngineConfig":
-        if self.compile and self.zero_stage == 3:
-            raise ValueError("compile works with ZeRO 0 to 2; set compile: false or zero_stage: 2")
+        for name, wanted in (("compile", self.compile), ("capture", self.capture)):
+            if wanted is True and self.zero_stage == 3:
+                raise ValueError(f"{name} works with ZeRO 0 to 2; set {name}: auto or zero_stage: 2")
         if self.device == "cpu" and self.precision == "fp16":
             raise ValueError("precision: fp16 needs a GPU; on a CPU set precision: fp32 or bf16")
         return self

@@ -4,8 +4,9 @@
     1  failed: the input was right, the work was not finished (RunError, a full disk, or any error not foreseen)
     2  wrong input: nothing was started (InputError)
 
-Every entry point is wrapped by `run_command`, which turns a `PipelineError` into one line on stderr. Messages say
-what, where, and what to do. A traceback is printed only for errors that are our own mistakes.
+Every entry point is wrapped by `run_command`, which turns a `PipelineError` into one line on stderr: `error: ...`, or
+`machine fault: ...` where another machine may do the same work. Messages say what, where, and what to do. A traceback
+is printed only for errors that are our own mistakes.
 
     if __name__ == "__main__":
         run_command(main)
@@ -38,18 +39,25 @@ class RunError(PipelineError, RuntimeError):
 
 
 class MachineFault(RunError):
-    """This machine, not the data, is at fault: another node may do it."""
+    """This machine is at fault: a lost mount, a killed self test. Another node may do the same work. Exit code 1."""
 
 
-_DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE))
+DISK_TROUBLE = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENODEV),
+        *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.ETIMEDOUT),
+    )
+)
+"""Errors of a disk or of a mount, as the operating system numbers them: no fault of what was asked for."""
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
-    """Run `main(sys.argv[1:])` and exit with 0, 1 or 2; a `PipelineError` becomes the line `error: ...` on stderr."""
+    """Run `main(sys.argv[1:])` and exit with 0, 1 or 2; a `PipelineError` becomes one line on stderr."""
     try:
         code = main(sys.argv[1:]) or 0
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        kind = "machine fault" if isinstance(error, MachineFault) else "error"
+        print(f"{kind}: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
@@ -60,7 +68,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
+        if error.errno not in DISK_TROUBLE:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; mend that and run the same command again", file=sys.stderr, flush=True)

@@ -15,13 +15,23 @@ gradient. All ranks reduce the parts in the same order, in that of the backward 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.dist import world_size
+
+
+class CountsUses(Protocol):
+    """A tower that knows which of its uses are to be differentiated, and how."""
+
+    eager_uses: int
+
+    @property
+    def num_in_flight(self) -> int:
+        """Captured uses."""
 
 
 @dataclass
@@ -48,6 +58,8 @@ class FlatGradients:
         self.flat = torch.zeros(size, dtype=first.dtype, device=first.device)
         self.parts: list[Part] = []
         self._is_last, self._next = False, 0
+        self.captured: dict[str, CountsUses] = {}
+        """Captured towers by the name of their part."""
         start = 0
         for name, parameters in groups:
             end = start + sum(parameter.numel() for parameter in parameters)
@@ -74,7 +86,12 @@ class FlatGradients:
         """A backward pass begins; the reduction goes with the last one of a step."""
         self._is_last, self._next = is_last, 0
         for part in self.parts:
-            part.missing = len(part.parameters)
+            # A captured tower tells of all its parameters at once, autograd of each; both, where both were used.
+            tower = self.captured.get(part.name)
+            ways = 1 if tower is None else bool(tower.eager_uses) + bool(tower.num_in_flight)
+            part.missing = len(part.parameters) * ways
+            if tower is not None:
+                tower.eager_uses = 0
 
     def complete(self, name: str, count: int) -> None:
         """`count` more parameters of a part have their whole gradient of this backward pass."""

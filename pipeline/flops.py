@@ -125,6 +125,18 @@ def peak_flops_of(device: torch.device) -> float | None:
     """The bf16 peak of a GPU that we know; None for others and for CPUs."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).lower()
-    known = [label for label in sorted(GPUS, key=len, reverse=True) if label.partition("-")[0] in name]
-    return GPUS[known[0]].bf16_flops if known else None
+    label = gpu_label(torch.cuda.get_device_name(device))
+    return GPUS[label].bf16_flops if label in GPUS else None
+
+
+def gpu_label(name: str) -> str:
+    """The name in GPUS of what a driver calls "NVIDIA H200" or "NVIDIA A100-SXM4-80GB"; else `name` in lower case.
+
+    >>> gpu_label("NVIDIA H200"), gpu_label("NVIDIA L40S"), gpu_label("NVIDIA A100-SXM4-40GB"), gpu_label("MI300X")
+    ('h200', 'l40s', 'a100-40', 'mi300x')
+    """
+    lower = name.lower()
+    if lower in GPUS:
+        return lower
+    known = [label for label in sorted(GPUS, key=len, reverse=True) if all(part in lower for part in label.split("-"))]
+    return known[0] if known else lower

@@ -9,6 +9,7 @@ A disk that is full costs a run none of these: lines wait in memory, which is sa
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 from pipeline.dist import is_main, rank
 from pipeline.errors import RunError
 from pipeline.metrics_lines import read_lines
+from pipeline.retry import retried
 
 logger = logging.getLogger("clip_vip")
 """The run's own logger: rank 0 on the console, every rank in its file."""
@@ -59,6 +61,9 @@ def start_logging(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     to_file = LogFile(folder / f"rank_{rank():05d}.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for old in logger.handlers:
+        if isinstance(old, LogFile):
+            old.close()
     logger.handlers[:] = [to_file]
     file_logger.handlers[:] = [to_file]
     to_console = Console(sys.stdout if is_main() else sys.stderr)
@@ -84,7 +89,11 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, after those that wait."""
-        line = self.format(record).encode() + b"\n"
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + LINE_END  # a path may be no text
+        except Exception:  # a message that does not fit its arguments: our own mistake, no reason to end a run
+            self.handleError(record)
+            return
         if len(self._waiting) + len(line) > MAX_WAITING_BYTES:
             self._dropped += 1
             line = b""
@@ -92,7 +101,7 @@ class LogFile(logging.Handler):
         try:
             self._write_waiting()
             if self._dropped:
-                self._waiting = b"(%d more lines were dropped here: they had no room)\n" % self._dropped
+                self._waiting = b"(%d more lines were dropped here: they had no room)" % self._dropped + LINE_END
                 self._dropped = 0
                 self._write_waiting()
             self._is_failing = False
@@ -120,7 +129,11 @@ class LogFile(logging.Handler):
 class Console(logging.StreamHandler[TextIO]):
     """Standard output, which may be a file on a full disk or a pipe whose reader has left: said once, in the log."""
 
-    missed = 0
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.missed = 0
+        """Records that could not be shown since the last that could."""
+        self._is_named = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show the line; when that works again, also how many could not be shown."""
@@ -138,11 +151,9 @@ class Console(logging.StreamHandler[TextIO]):
             super().handleError(record)
             return
         self.missed += 1
-        if not self._is_failing:
-            self._is_failing = True
+        if not self._is_named:
+            self._is_named = True
             file_logger.error(f"standard output cannot be written ({error.strerror}); see this file instead")
-
-    _is_failing = False
 
 
 def _say(line: str) -> None:
@@ -166,21 +177,22 @@ class MetricsFile:
         self.path = path
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            found = read_lines(path)
+            found = retried(lambda: read_lines(path), path)
             self._set_aside(found.bad)
             kept = [line for line, row in zip(found.kept, found.rows, strict=True) if row["step"] <= resume_step]
             with open(temporary, "wb") as stream:
-                stream.write(b"".join(line + b"\n" for line in kept))
+                stream.write(b"".join(line + LINE_END for line in kept))
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
             self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+            self._inode = os.fstat(self._stream.fileno()).st_ino
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error.strerror}; make room and run the same command again") from None
         self._unwritten = b""
         self._first_unwritten: int | None = None
-        self._is_failing = False
+        self._failed_with: int | None = None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append the line of `step`. Numbers that JSON cannot hold (NaN, infinity) become strings."""
@@ -210,22 +222,33 @@ class MetricsFile:
 
     def _flush(self) -> OSError | None:
         try:
+            if self._failed_with == errno.ESTALE:
+                self._open_again()
             while self._unwritten:
                 # A disk that is nearly full takes a part of a line; the rest follows it later.
                 self._unwritten = self._unwritten[self._stream.write(self._unwritten) :]
         except OSError as error:
-            self._is_failing = True
+            self._failed_with = error.errno
             return error
-        if self._is_failing:
+        if self._failed_with is not None:
             logger.info(f"{self.path} is written again, with the lines that waited since step {self._first_unwritten}")
-        self._is_failing, self._first_unwritten = False, None
+        self._failed_with = self._first_unwritten = None
         return None
+
+    def _open_again(self) -> None:
+        """A stale handle of a network file system heals only so. Not where another run has put its own file there."""
+        stream = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed below or with the run
+        if os.fstat(stream.fileno()).st_ino == self._inode:
+            self._stream.close()
+            self._stream = stream
+        else:
+            stream.close()
 
     def _set_aside(self, bad: list[bytes]) -> None:
         if bad:
             aside = self.path.with_suffix(".bad")
             with open(aside, "ab") as stream:
-                stream.writelines(line + b"\n" for line in bad)
+                stream.writelines(line + LINE_END for line in bad)
             lines = f"{len(bad)} damaged line{'s' * (len(bad) > 1)}"
             logger.warning(f"{self.path} has {lines}, as a power cut or a full disk leaves them; now in {aside.name}")
 

@@ -29,7 +29,7 @@ import psutil
 from pipeline.checkpoint.folder import write_atomically
 from pipeline.errors import InputError, RunError
 from pipeline.liveness import SYSTEM_CLOCK, Clock, Heartbeat, seen_here, this_process
-from pipeline.retry import FAULTS
+from pipeline.retry import FAULTS, NO_ROOM
 
 OWNER = "owner.json"
 HEARTBEAT_S = 10.0
@@ -56,7 +56,7 @@ class Ownership:
                 _refuse_if_held(run_folder, mine, clock)
                 write_atomically(run_folder / OWNER, json.dumps(mine, indent=1))
         except OSError as error:
-            kind = RunError if error.errno in FAULTS else InputError
+            kind = RunError if error.errno in FAULTS | NO_ROOM else InputError
             raise kind(
                 f"cannot take {run_folder}: {error.strerror}; it needs room, the right to write, and a file system "
                 "with locks (Lustre: mounted with -o flock)"

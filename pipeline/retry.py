@@ -17,6 +17,7 @@ from pipeline.errors import RunError
 
 FAULTS = frozenset((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOTCONN))
 """What no change of a config or a path puts right: the machine or its file system is at fault."""
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
 PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 """Between the attempts; half a minute in all."""
 

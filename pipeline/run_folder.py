@@ -3,7 +3,9 @@
 config.yaml      the resolved config; another run may not move in (what may change is in CHANGEABLE)
 code.json        git revision, uncommitted changes, versions; one entry per start
 metrics.jsonl    a line a step            logs/rank_00000.log    wandb/
+metrics.bad      lines of it that were damaged
 checkpoints/     latest                   COMPLETE               when the last step is done
+*_before_1       what resume=never has set aside
 
 make_folders(folder); prepare(folder, config)       # between the two, the folder is claimed
 """
@@ -21,7 +23,7 @@ from pipeline.checkpoint.folder import write_atomically
 from pipeline.config import Section, read_yaml, to_yaml
 from pipeline.config_difference import differences, listed, with_defaults
 from pipeline.errors import InputError, RunError
-from pipeline.retry import FAULTS
+from pipeline.retry import FAULTS, NO_ROOM
 
 CHANGEABLE = (
     "runs_dir",
@@ -91,7 +93,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = RunError if error.errno in FAULTS else InputError
+        kind = RunError if error.errno in FAULTS | NO_ROOM else InputError
         raise kind(f"cannot write the run folder {folder}: {error.strerror}; check runs_dir and its rights") from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import parse_command_line, to_yaml
-from pipeline.errors import PipelineError, RunError, run_command
+from pipeline.errors import InputError, PipelineError, RunError, run_command
 from pipeline.log import quiet
 
 with quiet():
@@ -31,6 +31,7 @@ with quiet():
     from pipeline.flops import ClipWork, peak_flops_of
     from pipeline.gradient import Objective
     from pipeline.log import MetricsFile, file_logger, logger, start_logging
+    from pipeline.losses.terms import texts_of
     from pipeline.meters import StepClock, Work
     from pipeline.mirrors import Mirrors, start_mirrors
     from pipeline.model.clip_vip import CLIPViP
@@ -219,6 +220,8 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         rank=rank(),
         world_size=world_size(),
         manifests=own["stream"]["manifests"] if own else None,
+        texts=texts_of(config.loss.name),
+        device=device,
     )
     seed_everything(config.seed, rank())
     progress = Progress()
@@ -230,6 +233,8 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stream.load_state_dict(state["stream"])
     total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
+    for remark in stream.remarks() if is_main() else ():
+        logger.warning(remark)
     mirror = Mirrors()
     if is_main():
         values = config.model_dump(mode="json")
@@ -269,7 +274,13 @@ def run_length(config: TrainConfig, stream: Stream, own: dict[str, Any] | None) 
     """Steps of the whole run: those that it saved, or by the manifests that `stream` is pinned to."""
     if own is not None and "total_steps" in own:
         return int(own["total_steps"])
-    return config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    steps = config.steps or stream.batches_in(config.epochs or 0)
+    if not steps:
+        raise InputError(
+            f"epochs={config.epochs} of {stream.samples_per_epoch} samples are no whole step of "
+            f"{config.batch.global_batch_size} clips; set more epochs, steps, or a smaller batch.global_batch_size"
+        )
+    return steps
 
 
 def work_of(config: TrainConfig, model: CLIPViP, device: torch.device) -> Work:

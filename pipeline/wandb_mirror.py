@@ -92,7 +92,7 @@ def _netrc_names_wandb() -> bool:
 def _run_id(run_folder: Path) -> str:
     path = run_folder / "wandb" / "run_id"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not path.exists() or not path.read_text(encoding="utf-8").strip("\0\n "):  # a power cut may leave it empty
         path.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 

@@ -31,9 +31,10 @@ from pipeline.errors import InputError, PipelineError, run_command
 from preprocess.audit_sample import foreign_problems, sample_problems
 from preprocess.claim import find_mixture, round_of
 from preprocess.index import FOREIGN
-from preprocess.merge import published_shards
+from preprocess.lifeline import end_with_parent
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
+from preprocess.published import published_shards
 from preprocess.rounds import count_doubles, standing_failures
 
 
@@ -51,7 +52,8 @@ class Finding:
 def audit(output: Path, shards: list[str], num_workers: int) -> Iterator[Finding]:
     """All findings; the shards are read by worker processes."""
     yield from audit_set(output)
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("forkserver")) as pool:
+    context = get_context("forkserver")
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=end_with_parent) as pool:
         answers = pool.map(audit_shard, [output] * len(shards), shards)
         for findings in tqdm(answers, total=len(shards), unit=" shards", desc="audit"):
             yield from findings
@@ -213,7 +215,7 @@ def _audit_plan(output: Path, shard: str, clip_ids: list[str]) -> Iterator[Findi
     if number >= plan.num_shards:
         yield Finding(shard, "is not in the plan")
         return
-    planned = Counter(clip.clip_id for video in plan.shard(number).videos for clip in video.clips)
+    planned = Counter(clip.clip_id for video in plan.shard(number, verify=False).videos for clip in video.clips)
     found = Counter(clip_ids)
     for problem, clips in (
         ("planned for it are neither delivered nor failed", planned - found),

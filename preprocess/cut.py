@@ -4,6 +4,7 @@ for outcome in cut_clips(path, video_id, probe, clips, config, limits):   # Medi
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from preprocess.audio import copy_audio
 from preprocess.clips import ClipsConfig
 from preprocess.clock import Clock
 from preprocess.decode import EncodedFrame, decode_frames_of
+from preprocess.faults import with_second_look
 from preprocess.limits import LimitsConfig
 from preprocess.mux import MUX_ERRORS, Track, open_track
 from preprocess.probe import Probe
@@ -36,7 +38,7 @@ class _OpenClip:
 def cut_clips(
     path: Path, video_id: str, probe: Probe, clips: Sequence[Clip], config: ClipsConfig, limits: LimitsConfig
 ) -> Iterator[Media | Failure]:
-    """Deliver each of `clips` once, as its media or as its failure."""
+    """Deliver each of `clips` once, as its media or as its failure. Raises `FileSystemFault`."""
     ordered = sorted(clips, key=lambda clip: (clip.start_s, clip.clip_id))
     clock = Clock(limits.time_s)
     for start in range(0, len(ordered), CLIPS_PER_PASS):
@@ -44,7 +46,8 @@ def cut_clips(
         audio: dict[str, bytes] = {}
         if config.audio and probe.audio_index is not None:
             audio = copy_audio(path, probe.audio_index, part, limits)
-        for outcome in _one_pass(path, video_id, probe, part, config, limits, clock):
+        one_pass = functools.partial(_one_pass, path, video_id, probe, config, limits, clock)
+        for outcome in with_second_look(one_pass, part, path, clock):
             if config.audio and isinstance(outcome, Media):
                 outcome = replace(outcome, audio=audio.get(outcome.clip.clip_id))
             with clock.stopped():
@@ -55,10 +58,11 @@ def _one_pass(
     path: Path,
     video_id: str,
     probe: Probe,
-    clips: Sequence[Clip],
     config: ClipsConfig,
     limits: LimitsConfig,
     clock: Clock,
+    clips: Sequence[Clip],
+    is_second: bool,
 ) -> Iterator[Media | Failure]:
     grid = Grid.for_fps(config.fps)
     waiting = [_OpenClip(clip, grid.slots(clip)) for clip in clips]
@@ -67,7 +71,7 @@ def _one_pass(
     active: list[_OpenClip] = []
     problem: ClipError | None = None
     try:
-        with contextlib.closing(decode_frames_of(path, probe, spans, grid, config, limits, clock)) as frames:
+        with contextlib.closing(decode_frames_of(path, probe, spans, grid, config, limits, clock, is_second)) as frames:
             for frame in frames:
                 while waiting and waiting[0].slots.first <= frame.slot:
                     active.append(waiting.pop(0))

@@ -10,9 +10,11 @@ not write files.
 import contextlib
 import functools
 import math
+import os
 import re
 import resource
 import selectors
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,14 +30,18 @@ from pipeline.data.format import Reason
 from preprocess.clips import ClipsConfig
 from preprocess.clock import Clock
 from preprocess.colours import shape
+from preprocess.faults import FILE_SYSTEM_WORDS, MAX_WORDS_BYTES, SuspectedFault, is_outside_signal
 from preprocess.ffmpeg_binary import find_ffmpeg
-from preprocess.limits import LimitsConfig, memory_bytes
+from preprocess.lifeline import killed_with
+from preprocess.limits import LimitsConfig, memory_bytes, process_status
 from preprocess.probe import Probe
 from preprocess.records import ClipError
 from preprocess.select import OPEN_END, Grid, Slots, select_expression
 from preprocess.thin import OddPacket, Wanted, feed_needed
 
 _TIME_BASE = 90_000
+_REPEATS = 2000
+"""Frames, at the finest clock of a container (90 kHz) longer than a slot of the coarsest grid (50 a second)."""
 _STDERR_BYTES = 4096
 _NEARLY = 0.8
 """An ffmpeg that failed with this share of its memory in use is taken to have run out of it: decoders call a failed
@@ -43,7 +49,7 @@ allocation invalid data."""
 _LOOK_S = 0.05
 _NO_MEMORY = re.compile(rb"Cannot allocate memory|Error allocating|failed to map segment")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
-_OVERLAP_BYTES = 32
+_OVERLAP_BYTES = max(32, MAX_WORDS_BYTES)
 """A message may come in two pieces."""
 
 
@@ -65,8 +71,10 @@ def decode_frames_of(
     clips: ClipsConfig,
     limits: LimitsConfig,
     clock: Clock,
+    is_second: bool = False,
 ) -> Generator[EncodedFrame, None, None]:
-    """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well."""
+    """The frames on the slots of `spans` in time order. Raises `ClipError` at the end if ffmpeg did not finish well,
+    and `SuspectedFault` in a first look if the machine may be to blame."""
     last_slot = -1
     if probe.can_be_thinned and not clips.fast:
         feed = functools.partial(feed_needed, path, probe.stream_index, Wanted(spans, grid), limits)
@@ -76,14 +84,14 @@ def decode_frames_of(
                 last_slot = frame.slot
                 yield frame
             if not process.feed_gave_up():
-                process.check()
+                process.check(is_second)
                 return
     command = decode_command(path, probe, spans, grid, clips, limits)
     with _LimitedProcess(command, limits, clock, bool(clips.hwaccel)) as process:
         for frame in _read_frames(process.stdout, grid):
             if frame.slot > last_slot:
                 yield frame
-        process.check()
+        process.check(is_second)
 
 
 def _read_frames(stdout: IO[bytes], grid: Grid) -> Iterator[EncodedFrame]:
@@ -113,16 +121,18 @@ def decode_command(
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
     frames = source["0" if path is None else str(probe.stream_index)]
+    end_slots = [max(span.last for span in spans) + 1]
     if probe.end_s is not None:
-        # ffmpeg does not always know how long the last frame stays: another one after it makes place for it, and the
-        # end of the video cuts it off.
+        # ffmpeg does not always know how long the last frame stays, nor the rate at which `tpad` counts: it is repeated
+        # until it has a slot of its own, then from slot to slot, and the end of the video cuts the rest off.
+        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
+        frames = frames.filter("tpad", stop=_REPEATS, stop_mode="clone")
+    elif path is None:  # NUT tells nothing of it
         frames = frames.filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
-    ends = [span.last + 1 for span in spans if span.last < OPEN_END]
-    end_slots = [max(ends)] if len(ends) == len(spans) else []
     if probe.end_s is not None:
-        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
-    if end_slots:
+        frames = frames.filter("tpad", stop=-1, stop_mode="clone")
+    if min(end_slots) < OPEN_END:
         frames = frames.filter("trim", end=float(min(end_slots) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = shape(frames, probe, clips)
@@ -163,9 +173,12 @@ class _LimitedProcess:
         # The driver of a GPU reserves far more addresses than it uses: there private memory is what counts.
         memory_limit = resource.RLIMIT_DATA if has_device else resource.RLIMIT_AS
         self._memory_kind = "VmData" if has_device else "VmPeak"
-        stdin = subprocess.DEVNULL if feed is None else subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=True
+            command,
+            stdin=subprocess.DEVNULL if feed is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=killed_with(os.getpid()),
         )
         with contextlib.suppress(ProcessLookupError):
             memory = limits.memory_mb * 2**20
@@ -177,6 +190,7 @@ class _LimitedProcess:
         self._stderr = b""
         self._peak_bytes = 0
         self._no_memory = False
+        self._file_system_said: re.Match[bytes] | None = None
         self._timed_out = False
         self._gave_up = False
         self._threads = [threading.Thread(target=self._watch_stderr, daemon=True)]
@@ -204,11 +218,18 @@ class _LimitedProcess:
         self._wait()
         return self._gave_up
 
-    def check(self) -> None:
-        """Wait for the end; a bad one becomes a `ClipError`."""
+    def check(self, is_second: bool) -> None:
+        """Wait for the end; a bad one becomes a `ClipError`, or a `SuspectedFault` in a first look."""
         code = self._wait()
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
+        if is_second and code == -signal.SIGKILL:
+            raise ClipError(Reason.MEMORY_LIMIT, "ffmpeg was killed twice, as by a lack of memory")
+        if is_outside_signal(code):
+            raise SuspectedFault(f"ffmpeg was ended by {signal.Signals(-code).name}")
+        # ffmpeg takes an error of reading for the end of the file, and ends with 0.
+        if not is_second and self._file_system_said:
+            raise SuspectedFault(f"ffmpeg ended with {code}: {first_words(self._stderr)}")
         if code != 0 and (self._no_memory or self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20):
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:
@@ -233,15 +254,19 @@ class _LimitedProcess:
         end = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stderr, selectors.EVENT_READ)
-            while (left_s := self._clock.left_s()) > 0:
+            time_left_s, is_stopped = self._clock.watch(), False
+            while (left_s := time_left_s(is_stopped)) > 0:
                 # What a process took is gone with it: look while it lives, also where it says nothing.
                 ready = selector.select(min(left_s, _LOOK_S))
-                self._peak_bytes = max(self._peak_bytes, memory_bytes(self._process.pid, self._memory_kind))
+                status = process_status(self._process.pid)
+                self._peak_bytes = max(self._peak_bytes, memory_bytes(status, self._memory_kind))
+                is_stopped = status.get("State", "").startswith("T")
                 if ready:
                     chunk = self._process.stderr.read1(65536)  # type: ignore[attr-defined]
                     if not chunk:
                         break
                     self._no_memory |= _NO_MEMORY.search(end + chunk) is not None
+                    self._file_system_said = self._file_system_said or FILE_SYSTEM_WORDS.search(end + chunk)
                     end = (end + chunk)[-_OVERLAP_BYTES:]
                     self._stderr = (self._stderr + chunk)[:_STDERR_BYTES]
             else:

@@ -21,9 +21,10 @@ from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION
 from pipeline.errors import InputError, RunError, run_command
 from preprocess.failures import FailureTable
 from preprocess.index_tar import ForeignTar, PassedOver, file_system_errors_named
-from preprocess.merge import published_shards, summarise_shards
+from preprocess.merge import summarise_shards
 from preprocess.pack import read_facts, write_sidecar
 from preprocess.publish import publish, remove_leftovers, temporary_path
+from preprocess.published import published_shards
 from preprocess.records import Failure, printable
 
 FOREIGN = "foreign"

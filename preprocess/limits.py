@@ -6,7 +6,7 @@ allowed protocol `file`.
 """
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import av
 from pydantic import Field
 
 from pipeline.config import Section
+from preprocess.faults import SourceFile
 
 
 class LimitsConfig(Section):
@@ -33,18 +34,24 @@ class LimitsConfig(Section):
     """Demuxers that may open a video (ffmpeg's short names); none of them follows references to other files."""
 
 
-def open_source(path: Path, limits: LimitsConfig, timeout_s: float) -> av.container.InputContainer:
-    """Open a source video in this process, under the same lists."""
+@contextmanager
+def open_source(path: Path, limits: LimitsConfig, limit_s: float) -> Iterator[av.container.InputContainer]:
+    """Open a source video in this process, under the same lists. Raises `FileSystemFault` where it cannot be read, and
+    `TimeoutError` where libav works on it for over `limit_s`."""
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(limits.formats)}
     # Tags are free text: stray bytes in them are no reason to refuse a video.
-    return av.open(f"file:{path}", container_options=options, timeout=timeout_s, metadata_errors="replace")
+    with (
+        SourceFile(path, limit_s) as file,
+        av.open(file, "r", container_options=options, metadata_errors="replace") as container,
+    ):
+        yield container
 
 
 @contextmanager
 def memory_limited(limits: LimitsConfig) -> Iterator[None]:
     """What this process takes in the meantime, beside what it has, stays below `memory_mb`, or is a MemoryError."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = memory_bytes("self", "VmData") + limits.memory_mb * 2**20
+    allowed = memory_bytes(process_status("self"), "VmData") + limits.memory_mb * 2**20
     soft = allowed if before[0] == resource.RLIM_INFINITY else min(before[0], allowed)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
     try:
@@ -53,11 +60,15 @@ def memory_limited(limits: LimitsConfig) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def memory_bytes(pid: int | str, kind: str) -> int:
-    """A line of a living process's status, such as VmPeak, in bytes; 0 where it cannot be seen."""
+def process_status(pid: int | str) -> dict[str, str]:
+    """What the kernel tells about a living process, such as State or VmPeak; empty where it cannot be seen."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0
-    found = next((line.split()[1] for line in status.splitlines() if line.startswith(f"{kind}:")), "0")
-    return int(found) * 1024
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def memory_bytes(status: Mapping[str, str], kind: str) -> int:
+    """A kind of memory in a process's status, such as VmPeak, in bytes; 0 where it cannot be seen."""
+    return int(status.get(kind, "0").split()[0]) * 1024

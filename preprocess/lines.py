@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 from pipeline.text_files import HEAD_BYTES, not_utf8_text
 from preprocess.csv_rows import BadRow, csv_rows
 
@@ -54,6 +54,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
     try:
         with raw:
@@ -241,6 +243,8 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
                 yield from _parquet_batch(batch, path, number)
                 number += batch.num_rows
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"cannot read {path} as Parquet: {error.strerror or error}; download it again") from None
     except ValueError as error:
         if isinstance(error, InputError):

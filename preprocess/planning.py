@@ -19,26 +19,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
 from preprocess.failures import FailureTable
+from preprocess.faults import refuse_trouble
 from preprocess.ids import KEEP_ALL_TEXTS, id_text
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
 from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write_plan
 from preprocess.publish import sole_writer, temporary_path
+from preprocess.published import clips_of, published_shards
 from preprocess.records import Clip, Failure, Video
+from preprocess.table_guess import guess_table
 
 NUM_BUCKETS = 256
 KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
 _KEYS_PER_PASS = 1 << 20
+_SHARDS_COMPARED = 16
+_CAME_BEFORE = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
 
 def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int) -> Plan:
-    """The plan of the set in `output`: opened where it belongs to these inputs, else made.
+    """The plan of the set in `output`: opened where it belongs to these inputs and is not damaged, else made.
 
     Raises `InputError` where shards were already made from another plan.
     """
@@ -47,37 +53,81 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
     output.mkdir(parents=True, exist_ok=True)
     target = output / "plan"
     with sole_writer(output, target.name):
-        if (target / "plan.json").exists():
-            plan = Plan.open(output / "plan")
-            # Plans of before have no order: that of the names was the only one.
-            if plan.facts["inputs"] == inputs and plan.facts.get("file_order", file_order) == file_order:
-                return plan
+        plan = _open_sound(output)
+        # Plans of before have no order: that of the names was the only one.
+        if (
+            plan is not None
+            and plan.facts.get("inputs") == inputs
+            and plan.facts.get("file_order", file_order) == file_order
+        ):
+            return plan
         fresh = temporary_path(target)
         fresh.mkdir()
         try:
             facts = _build(fresh, metadata, shards, seed, max_line_bytes)
             facts |= {"inputs": inputs, "file_order": file_order}
-            _refuse_other_plan(output, facts)
-            (fresh / "plan.json").write_text(json.dumps(facts, indent=1))
+            (fresh / "plan.json").write_text(json.dumps(facts))
+            _refuse_other_plan(output, Plan.open(fresh), plan)
             (output / "failures").mkdir(exist_ok=True)
             (fresh / "rejected.parquet").replace(output / "failures" / "plan.parquet")
             target.mkdir(exist_ok=True)
             for name in ("videos.jsonl", "shards.npy", "plan.json"):
                 (fresh / name).replace(target / name)
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            where = error.filename2 or error.filename
+            raise InputError(f"cannot write {where}: {error.strerror}; remove what lies there") from None
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Plan.open(output / "plan")
 
 
-def _refuse_other_plan(output: Path, facts: dict[str, Any]) -> None:
-    if not (output / "plan" / "plan.json").exists() or not any((output / "shards").glob("*.parquet")):
+def _open_sound(output: Path) -> Plan | None:
+    """The plan that is there; None where there is none, or a damaged one, which stderr is told."""
+    if not (output / "plan" / "plan.json").exists():
+        return None
+    try:
+        plan = Plan.open(output / "plan")
+    except InputError as error:
+        print(f"{error}; it is made anew", file=sys.stderr, flush=True)
+        return None
+    rejected = output / "failures" / "plan.parquet"
+    try:
+        is_sound = pq.read_metadata(rejected).num_rows == plan.facts["num_rejected"]
+    except (OSError, ValueError) as error:
+        refuse_trouble(error, rejected)
+        is_sound = False
+    if not is_sound:
+        print(f"{rejected} is damaged or gone; it is made anew with the plan", file=sys.stderr, flush=True)
+        return Plan(plan.folder, {**plan.facts, "inputs": None}, plan.shards)
+    return plan
+
+
+def _refuse_other_plan(output: Path, fresh: Plan, before: Plan | None) -> None:
+    """Raise an `InputError` where shards were written from another plan: by its hash, or where that is lost by the
+    clips of some of the shards."""
+    published = {shard for shard in published_shards(output) if not Path(shard).name.startswith("retry_")}
+    if not published:
         return
-    before = Plan.open(output / "plan").facts
-    if before["plan_hash"] != facts["plan_hash"]:
+    if before is not None:
+        is_same = fresh.facts["plan_hash"] == before.facts["plan_hash"]
+    else:
+        looked_at = sorted(published)[:: max(1, len(published) // _SHARDS_COMPARED)]
+        is_same = all(_holds_planned_clips(output, shard, fresh) for shard in looked_at)
+    if not is_same:
+        num_before = before.facts["num_clips"] if before else "an unknown number of"
         raise InputError(
-            f"{output} holds shards of other metadata ({before['num_clips']} clips, now {facts['num_clips']}); "
-            "give another output, or remove the folder to start over"
+            f"{output} holds shards of other metadata ({num_before} clips, now {fresh.facts['num_clips']}); give "
+            "another output, or remove the folder to start over"
         )
+
+
+def _holds_planned_clips(output: Path, shard: str, plan: Plan) -> bool:
+    """Whether the clips of a published shard are those that `plan` has for it; one that cannot be read says nothing."""
+    number = int(shard.rpartition("/")[2])
+    if number >= plan.num_shards:
+        return False
+    clips = clips_of(output, shard)
+    return clips is None or clips == {clip.clip_id for video in plan.shard(number).videos for clip in video.clips}
 
 
 def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> dict[str, Any]:
@@ -99,7 +149,7 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
 def _build(
     folder: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int
 ) -> dict[str, Any]:
-    excluded = _read_excluded(metadata.exclude, max_line_bytes)
+    excluded = read_excluded(metadata.exclude, max_line_bytes)
     with FailureTable(folder / "rejected.parquet", shard="plan") as rejected:
         _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
         facts = _merge_buckets(folder, shards.clips_per_shard, _FirstOfDoubles.find(folder / "keys"), rejected)
@@ -107,7 +157,7 @@ def _build(
     return facts
 
 
-def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
+def read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
     """Video and clip ids, without `.mp4`: of a table from its id columns, of any other file a line each."""
     excluded: set[str] = set()
     for name in files:
@@ -131,9 +181,10 @@ def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
             raise _unread(row.where, row.problem)
         columns = [name for name in _EXCLUDE_COLUMNS if name in row]
         if not columns:
+            guess = guess_table(path, _EXCLUDE_COLUMNS[:2], list(row))
             raise InputError(
                 f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
-                f"{', '.join(list(row)[:20])}; rename one, or give a text file with one id a line"
+                f"{', '.join(list(row)[:20])}; {guess or 'rename one, or give a text file with one id a line'}"
             )
         yield from (str(id_text(row[name])) for name in columns if row[name] not in (None, ""))
 
@@ -188,12 +239,15 @@ def _merge_buckets(
     def videos() -> Iterator[tuple[int, Video]]:
         nonlocal num_doubles
         for bucket in range(NUM_BUCKETS):
-            for number, video_id, clips in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                kept = tuple(clip for place, clip in clips if first(clip.clip_id, place))
-                if len(kept) < len(clips):
-                    num_doubles += len(clips) - len(kept)
-                    _reject_doubles(video_id, clips, first, rejected)
-                yield number, Video(video_id, kept)
+            for number, video_id, clips, places in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
+                if first.is_needed:
+                    kept, doubles = first.of(clips, places)
+                    num_doubles += len(doubles)
+                    for clip in doubles:
+                        rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, _CAME_BEFORE))
+                    clips = kept
+                clips.sort(key=_clip_order)
+                yield number, Video(video_id, tuple(clips))
 
     facts = write_plan(folder, videos(), clips_per_shard, prefix="")
     if num_doubles:
@@ -203,15 +257,6 @@ def _merge_buckets(
             flush=True,
         )
     return facts
-
-
-def _reject_doubles(
-    video_id: str, clips: "list[tuple[int, Clip]]", first: "_FirstOfDoubles", rejected: FailureTable
-) -> None:
-    for place, clip in clips:
-        if not first(clip.clip_id, place):
-            detail = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
-            rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, detail))
 
 
 class _FirstOfDoubles:
@@ -224,23 +269,32 @@ class _FirstOfDoubles:
     def find(cls, path: Path) -> "_FirstOfDoubles":
         """Those of the file of `KEY`s at `path`, which is removed. At 8 bytes a clip, and 24 a key that is there twice:
         every clip may be."""
-        hashes = np.fromfile(path, dtype=KEY)["hash"].copy() if path.stat().st_size else np.zeros(0, dtype="<u8")
+        keys = np.memmap(path, dtype=KEY, mode="r") if path.stat().st_size else np.zeros(0, dtype=KEY)
+        hashes = keys["hash"].copy()
         hashes.sort()  # in place: 100 M clips are 800 MB here, once
         doubles = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         del hashes
         checks = np.zeros(len(doubles), dtype="<u8")
         places = np.full(len(doubles), -1, dtype=np.int64)
-        if len(doubles):
-            keys = np.memmap(path, dtype=KEY, mode="r")
-            for start in range(0, len(keys), _KEYS_PER_PASS):
-                _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
-            del keys
+        for start in range(0, len(keys) if len(doubles) else 0, _KEYS_PER_PASS):
+            _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
         path.unlink()
         return cls(doubles, checks, places)
 
-    def __call__(self, clip_id: str, place: int) -> bool:
-        if not len(self._hashes):
-            return True
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is any double."""
+        return len(self._hashes) > 0
+
+    def of(self, clips: list[Clip], places: list[int]) -> tuple[list[Clip], list[Clip]]:
+        """Those of `clips` that come first, and the others; each lies at its place in the metadata."""
+        kept: list[Clip] = []
+        doubles: list[Clip] = []
+        for clip, place in zip(clips, places, strict=True):
+            (kept if self._is_first(clip.clip_id, place) else doubles).append(clip)
+        return kept, doubles
+
+    def _is_first(self, clip_id: str, place: int) -> bool:
         key = np.frombuffer(_key(clip_id), dtype=KEY)[0]
         found = int(np.searchsorted(self._hashes, key["hash"]))
         if found == len(self._hashes) or self._hashes[found] != key["hash"]:
@@ -259,26 +313,27 @@ def _note_first(keys: np.ndarray, start: int, doubles: np.ndarray, checks: np.nd
     checks[fresh] = keys["check"][offsets[first]]
 
 
-def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[tuple[int, Clip]]]]":
-    """The videos of one bucket in order of their hash, each once: hash, id, and its clips in order of time, each behind
-    its place in the metadata."""
+def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[Clip], list[int]]]":
+    """The videos of one bucket in order of their hash, each once: hash, id, and its clips as they come in the metadata
+    with their places in it."""
     if not path.exists():
         return
-    grouped: dict[tuple[int, str], list[tuple[int, Clip]]] = {}
+    grouped: dict[tuple[int, str], tuple[list[Clip], list[int]]] = {}
     with open(path, "rb") as stream:
         for line in stream:
-            place, _, text = line.partition(b" ")
+            first, _, text = line.partition(b" ")
             content = json.loads(text)
             video = video_of(content)
-            grouped.setdefault((content[0], video.video_id), []).extend(enumerate(video.clips, start=int(place)))
+            clips, places = grouped.setdefault((content[0], video.video_id), ([], []))
+            clips.extend(video.clips)
+            places.extend(range(int(first), int(first) + len(video.clips)))
     path.unlink()
     for number, video_id in sorted(grouped):
-        yield number, video_id, sorted(grouped[number, video_id], key=_clip_order)
+        yield number, video_id, *grouped[number, video_id]
 
 
-def _clip_order(item: tuple[int, Clip]) -> tuple[float, float, str, int]:
-    place, clip = item
-    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id, place
+def _clip_order(clip: Clip) -> tuple[float, float, str]:
+    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id
 
 
 def _key(clip_id: str) -> bytes:

@@ -12,7 +12,7 @@ import av
 import av.error
 
 from pipeline.data.format import Reason
-from pipeline.data.source import colours_of, end_of, video_stream
+from pipeline.data.source import colours_of, end_of, video_stream, words_of
 from pipeline.data.turn import UPRIGHT, turn_of
 from preprocess.limits import LimitsConfig, open_source
 from preprocess.records import ClipError
@@ -48,9 +48,9 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
     try:
         with open_source(path, limits, timeout_s) as container:
             return _describe(container, limits)
-    except av.error.ExitError:
+    except TimeoutError:
         raise ClipError(Reason.TIME_LIMIT, f"opening took over {timeout_s:g} s") from None
-    except av.error.FileNotFoundError:
+    except FileNotFoundError:
         raise ClipError(Reason.VIDEO_MISSING, "the file is gone") from None
     except (av.error.FFmpegError, OSError, MemoryError, ValueError) as error:
         if getattr(error, "errno", None) == errno.EINVAL:
@@ -58,7 +58,7 @@ def probe_video(path: Path, limits: LimitsConfig) -> Probe:
             raise ClipError(Reason.FORBIDDEN_FORMAT, "the file's format is not on limits.formats") from None
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             raise ClipError(Reason.MEMORY_LIMIT, "opening needs more memory than limits.memory_mb allows") from None
-        raise ClipError(Reason.VIDEO_UNREADABLE, str(error).replace(str(path), path.name)) from None
+        raise ClipError(Reason.VIDEO_UNREADABLE, words_of(error).replace(str(path), path.name)) from None
 
 
 def _describe(container: av.container.InputContainer, limits: LimitsConfig) -> Probe:

@@ -21,9 +21,13 @@ def temporary_path(path: Path) -> Path:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished, closed file its final name, durably."""
+    """Give a finished, closed file its final name, durably. A folder of that name is an `InputError`."""
     sync_file(temporary)
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except IsADirectoryError:
+        temporary.unlink()
+        raise InputError(f"{path} is a folder; remove it") from None
     sync_folder(path.parent)
 
 

@@ -26,10 +26,11 @@ from pipeline.errors import InputError, RunError, run_command
 from preprocess.caption import Captioner, captioner_versions, open_captioner
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig, check_task
-from preprocess.merge import account, merge, published_shards
+from preprocess.merge import account, merge
 from preprocess.pack import ShardWriter, read_facts
 from preprocess.plan import Plan, hash64
 from preprocess.publish import sole_writer
+from preprocess.published import published_shards, refuse_damaged
 from preprocess.records import Clip, Failure, Media
 from preprocess.swap import forget, recover, set_aside
 from preprocess.texts import ClipTexts
@@ -42,6 +43,7 @@ def recaption(config: PreprocessConfig, captioner: Captioner) -> dict[str, Any]:
     the only task."""
     Plan.open(config.output / "plan")  # only our own sets: the tars of an indexed one are somebody else's
     recover(config.output)
+    refuse_damaged(config.output, task_shards(config))
     wanted = {"source": config.captioner.source, "replace": config.captioner.replace}
     note = {"recaptioned": wanted, "recaption_versions": captioner_versions(config.captioner)}
     for shard in tqdm(task_shards(config), unit=" shards", desc="recaption", mininterval=1.0):

@@ -28,9 +28,9 @@ from pipeline.data.sample import bad_where_it_fails
 from pipeline.data.storage import DamagedSample
 from pipeline.data.texts import json_object, text_at
 from pipeline.errors import InputError, RunError, run_command
-from preprocess.merge import published_shards
 from preprocess.pack import read_facts
 from preprocess.publish import sole_writer, write_atomically
+from preprocess.published import published_shards
 
 MAX_SHARDS = 200
 MAX_TEXTS = 2000

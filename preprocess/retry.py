@@ -6,7 +6,8 @@
     python -m preprocess.retry configs/preprocess/hdvila.yaml retry.only_plan=true          # for array tasks
     python -m preprocess.retry configs/preprocess/hdvila.yaml tasks.index=7 tasks.count=100 # then each, then merge
 
-The config is the one of the first run; `videos` and `limits` may differ, as they are what a retry is made for. A round
+The config is the one of the first run; `videos` and `limits` may differ, as they are what a retry is made for, and so
+may the release and ffmpeg that draw the pictures: a round is of one config of its own. A round
 that was interrupted goes on before a new one starts, and one of many tasks never starts one: two rounds over the same
 failures would deliver their clips twice. Clips of videos that are still not there are left as they are.
 """
@@ -22,9 +23,11 @@ from pipeline.errors import InputError, run_command
 from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
-from preprocess.merge import account, check_delivered, merge, published_shards
+from preprocess.merge import account, merge, nothing_delivered
+from preprocess.pins import check_sources
 from preprocess.plan import Plan, write_plan
 from preprocess.publish import remove_leftovers, sole_writer, temporary_path
+from preprocess.published import published_shards, refuse_damaged
 from preprocess.records import Video
 from preprocess.rounds import open_rounds, standing_failures
 from preprocess.run import build_missing
@@ -38,8 +41,12 @@ ABOUT = """Deliver clips that failed before, in supplementary shards of the same
 def retry(config: PreprocessConfig) -> dict[str, Any]:
     """One round of retry, or the rest of an interrupted one. Returns the statistics of the set, if this is the only
     task."""
-    claim_folder(config, limits_may_differ=True)
+    claim_folder(config, for_retry=True)
+    base = Plan.open(config.output / "plan")
     prepare_texts(config.texts, config.output, config.limits.max_line_mb * 2**20)
+    prepare_videos(config.videos, config.output)
+    check_sources(config, base, videos_may_differ=True)
+    refuse_damaged(config.output, published_shards(config.output))  # their failures are what a round is made of
     with sole_writer(config.output):
         plan = _unfinished(config.output)
         if plan is None and config.tasks.count == 1:
@@ -123,7 +130,8 @@ def main(argv: list[str]) -> int:
     stats = retry(config)
     if stats:
         print(account(stats), flush=True)
-        check_delivered(config.output, stats)
+    if stats and stats["num_delivered"] == 0:
+        raise nothing_delivered(config.output, stats)
     return 0
 
 

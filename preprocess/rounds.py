@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError
+from preprocess.faults import refuse_trouble
 from preprocess.plan import Plan, hash64
 
 
@@ -58,11 +60,19 @@ def count_reasons(output: Path, published: Collection[str]) -> Counter[str]:
 
 
 def _rows(path: Path, retried: np.ndarray) -> Iterator[dict[str, str]]:
-    with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                if not len(retried) or not _contains(retried, hash64(row["clip_id"])):
-                    yield row
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    if not len(retried) or not _contains(retried, hash64(row["clip_id"])):
+                        yield row
+    except (OSError, ValueError, KeyError) as error:
+        refuse_trouble(error, path)
+        said = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path} cannot be read ({said}); python -m preprocess.run with the set's config mends what the rest of "
+            "the set determines, and names what it does not"
+        ) from None
 
 
 def _contains(ordered: np.ndarray, number: int) -> bool:

@@ -11,8 +11,10 @@
 
 import errno
 import hashlib
+import json
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from preprocess.publish import sole_writer, temporary_path
 ENTRY = np.dtype([("hash", "<u8"), ("offset", "<u8"), ("length", "<u4")])
 _NUM_BUCKETS = 64
 _ROWS_PER_FLUSH = 1 << 16
+_ENTRIES_CHECKED = 64
+_SIZES = "sizes.json"
 
 
 def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
@@ -32,6 +36,8 @@ def build_index(rows: Iterable[tuple[str, str]], folder: Path) -> int:
     try:
         count = _write_texts(rows, fresh)
         num_repeated = _concatenate(fresh, count)
+        sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
+        (fresh / _SIZES).write_text(json.dumps(sizes))
         try:
             fresh.rename(folder)
         except OSError as error:
@@ -50,14 +56,28 @@ def index_folder(path: Path, output: Path, kind: str) -> Path:
 
 
 def build_index_once(rows: Iterable[tuple[str, str]], folder: Path) -> int:
-    """Build the index in `folder` where there is none; other tasks wait, ten gigabytes of texts are indexed once.
+    """Build the index in `folder` where there is none, or a damaged one; other tasks wait, ten gigabytes of texts are
+    indexed once.
 
     Returns how many rows repeat an id, 0 where the index was there."""
-    if folder.exists():
+    if is_sound(folder):
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder.parent, folder.name):
-        return 0 if folder.exists() else build_index(rows, folder)
+        if is_sound(folder):
+            return 0
+        if folder.exists():
+            print(f"{folder} is damaged; it is made anew", file=sys.stderr, flush=True)
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        return build_index(rows, folder)
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether the files of an index fit together, and some of its entries lie where their hashes say."""
+    try:
+        return TextIndex(folder).is_sound()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, EOFError):
+        return False
 
 
 def _write_texts(rows: Iterable[tuple[str, str]], folder: Path) -> int:
@@ -111,13 +131,18 @@ def _concatenate(folder: Path, count: int) -> int:
 
 
 def id_hash(clip_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    return _hash(clip_id.encode("utf-8", "replace"))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 class TextIndex:
     """Reads texts by clip id."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._hashes = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
         self._places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
         self._texts = np.memmap(folder / "texts.bin", dtype=np.uint8, mode="r")
@@ -127,6 +152,34 @@ class TextIndex:
         numbers = np.unique(np.linspace(0, len(self._hashes) - 1, count).round().astype(np.int64))
         entries = [self._entry(int(number)) for number in numbers if self._places[number, 1]]
         return [(found.decode("utf-8", "replace"), text.decode("utf-8", "replace")) for found, text in entries]
+
+    def is_sound(self) -> bool:
+        """Whether the three files fit together; entries are looked at here and there."""
+        count = len(self._hashes)
+        if self._hashes.dtype != "<u8" or self._places.dtype != "<u8" or self._places.shape != (count, 2) or not count:
+            return False
+        if (self._folder / _SIZES).exists():  # an index of before has none
+            sizes = json.loads((self._folder / _SIZES).read_bytes())
+            if any((self._folder / name).stat().st_size != size for name, size in sizes.items()):
+                return False
+        numbers = np.unique(np.linspace(0, count - 1, _ENTRIES_CHECKED).round().astype(np.int64))
+        return all(self._is_entry(int(number)) for number in numbers)
+
+    def _is_entry(self, position: int) -> bool:
+        offset, length = (int(value) for value in self._places[position])
+        if length == 0:
+            return len(self._hashes) == 1  # the one row of an index without texts
+        return offset + length <= len(self._texts) and _hash(self._entry(position)[0]) == self._hashes[position]
+
+    def differences(self, other: "TextIndex") -> Iterator[tuple[str, str, str | None]]:
+        """(id, text here, text there or None) of the ids of this index that `other` does not give the same text."""
+        if np.array_equal(self._texts, other._texts[: len(self._texts)]):
+            return  # rows were added behind the others, which stay the first of their ids
+        for position in range(len(self._hashes)):
+            if self._places[position, 1]:
+                found, text = (part.decode("utf-8", "replace") for part in self._entry(position))
+                if self.get(found) == text and (there := other.get(found)) != text:
+                    yield found, text, there
 
     def _entry(self, position: int) -> tuple[bytes, bytes]:
         offset, length = (int(value) for value in self._places[position])

@@ -22,6 +22,7 @@ import av
 import av.error
 
 from pipeline.data.source import rescale
+from preprocess.faults import FileSystemFault
 from preprocess.limits import LimitsConfig, open_source
 from preprocess.select import Grid, Slots
 
@@ -85,7 +86,7 @@ def feed_needed(path: Path, stream_index: int, wanted: Wanted, limits: LimitsCon
                 target.mux(packet)
                 if not pipe.has_reader:
                     return
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError, FileSystemFault) as error:
         raise OddPacket(str(error)) from None
 
 

@@ -4,6 +4,7 @@ check_decode(config.clips, ffmpeg_version())
 """
 
 import functools
+import socket
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import av
 import imageio_ffmpeg
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.data.format import Reason
+from pipeline.errors import InputError, MachineFault, RunError
 from preprocess.clips import ClipsConfig
 from preprocess.cut import cut_clips
 from preprocess.ffmpeg_binary import find_ffmpeg
@@ -26,25 +28,35 @@ _SIDE_PX = 64
 
 @functools.cache
 def check_decode(clips: ClipsConfig, version: str) -> None:
-    """Raise an `InputError` where this ffmpeg cannot do what `clips` asks of it: each video would fail."""
-    limits = LimitsConfig(formats=("matroska",))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trial.mkv"
-        _write(path)
-        try:
-            whole = [Clip("trial.mp4", 0.0, None)]
-            problems = [
-                outcome.detail
-                for outcome in cut_clips(path, "trial", probe_video(path, limits), whole, clips, limits)
-                if isinstance(outcome, Failure)
-            ]
-        except ClipError as error:
-            problems = [error.detail]
+    """Raise an `InputError` where this ffmpeg cannot do what `clips` asks of it: each video would fail; and a
+    `MachineFault` where it is this machine that keeps it from the work: a full disk, a process killed from outside."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trial.mkv"
+            _write(path)
+            problems = _decode(path, clips)
+    except (OSError, RunError) as error:
+        raise MachineFault(f"the self test on {socket.gethostname()} failed: {error}; mend the machine") from None
+    if any(failure.reason in (Reason.MEMORY_LIMIT, Reason.TIME_LIMIT) for failure in problems):
+        raise MachineFault(
+            f"the self test on {socket.gethostname()} failed ({problems[0].detail}); give the machine more memory, or "
+            "look at what ends processes there"
+        )
     if problems:
         raise InputError(
-            f"{find_ffmpeg()} (version {version}) cannot cut clips with these options ({problems[0]}); set $FFMPEG to "
-            f"ffmpeg 5.1 or later, such as {_bundled()}"
+            f"{find_ffmpeg()} (version {version}) cannot cut clips with these options ({problems[0].detail}); set "
+            f"$FFMPEG to ffmpeg 5.1 or later, such as {_bundled()}"
         )
+
+
+def _decode(path: Path, clips: ClipsConfig) -> list[ClipError | Failure]:
+    """Why the made-up video does not become a clip; empty where it does."""
+    limits = LimitsConfig(formats=("matroska",))
+    try:
+        outcomes = cut_clips(path, "trial", probe_video(path, limits), [Clip("trial.mp4", 0.0, None)], clips, limits)
+        return [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    except ClipError as error:
+        return [error]
 
 
 def _write(path: Path) -> None:

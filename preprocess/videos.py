@@ -5,18 +5,19 @@ locate = VideoLocator(config.videos, output)
 path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 """
 
-import errno
 import os
+import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 from pipeline.data.format import VIDEO_EXTENSIONS, unicode_forms
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MachineFault
 from preprocess.csv_rows import BadRow
+from preprocess.faults import retried
 from preprocess.ids import id_text
 from preprocess.lines import read_rows
 from preprocess.table_guess import columns_of, guess_table, shown
@@ -38,6 +39,9 @@ class VideosConfig(Section):
     index: str = ""
     """A file that names the path of each video instead: .jsonl, .csv or .parquet with the columns video_id and path;
     relative paths count from the index file, and the first row of a video counts."""
+    max_missing_odds: float = Field(default=1e-6, ge=0, lt=1)
+    """A shard in which so few videos are there that chance brings it about less often than this, given the videos of
+    the shards before it, is taken for a lost mount: it is not written, and the job stops. 0: never."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "VideosConfig":
@@ -61,6 +65,7 @@ class VideoLocator:
     def __init__(self, config: VideosConfig, output: Path) -> None:
         self._config = config
         self._index = TextIndex(index_folder(Path(config.index), output, _KIND)) if config.index else None
+        self._roots = Roots(self._folders(), all_must_stay=self._index is None, may_be_empty=False)
 
     def __call__(self, video_id: str) -> Path | None:
         """The first candidate that is a file."""
@@ -93,18 +98,16 @@ class VideoLocator:
 
         That some videos are not there is the normal case. Looks at a fixed number of folders.
         """
+        folders = self._folders()
         if self._index is not None:
-            paths = [Path(self._config.index).parent / text for _, text in self._index.spread(_FOLDERS_LOOKED_AT)]
-            folders = sorted({path.parent for path in paths})
             if folders and not any(_holds_anything(folder) for folder in folders):
                 raise InputError(
                     f"videos.index: nothing lies in {folders[0]} and the other folders of {self._config.index} on this "
                     "machine; mount the file system, or mend the paths"
                 )
             return
-        folders = [fixed_folder(template) for template in self._config.templates]
         for folder in folders:
-            if not folder.is_dir():
+            if not _is_folder(folder):
                 raise InputError(
                     f"videos.templates: there is no folder {folder} on this machine; mount the file system, make the "
                     "folder or change the template"
@@ -113,6 +116,47 @@ class VideoLocator:
             raise InputError(
                 f"videos.templates: nothing lies in {' or '.join(str(folder) for folder in folders)} on this machine; "
                 "mount the file system, or put videos there"
+            )
+
+    def check_still_there(self) -> None:
+        """Raise a `MachineFault` where the folders of the videos are lost: what is missing may be there all the same.
+
+        The folders of `videos.index` may empty one by one, as films are deleted: there all must be lost.
+        """
+        self._roots.check_still_there()
+
+    def _folders(self) -> list[Path]:
+        """The folders in which videos lie: of each template, or of some rows of the index."""
+        if self._index is None:
+            return [fixed_folder(template) for template in self._config.templates]
+        paths = [Path(self._config.index).parent / text for _, text in self._index.spread(_FOLDERS_LOOKED_AT)]
+        return sorted({path.parent for path in paths})
+
+
+class Roots:
+    """Folders that hold files, as they are found when it is made, on this machine."""
+
+    def __init__(self, folders: Sequence[Path] = (), all_must_stay: bool = True, may_be_empty: bool = True) -> None:
+        self._folders, self._all_must_stay, self._may_be_empty = folders, all_must_stay, may_be_empty
+        self._devices = {folder: device for folder in folders if (device := _device_with_files(folder)) is not None}
+        """The folders that hold something, each with its file system's number: another one is another mount."""
+
+    def check_still_there(self) -> None:
+        """Raise a `MachineFault` where one of the folders (all of them, unless all must stay) is gone, empty, or on
+        another file system than it was."""
+        if not self._folders:
+            return
+        lost = []
+        for folder, device in self._devices.items():
+            if _device_with_files(folder) != device:
+                lost.append(folder)
+            elif not self._all_must_stay:
+                return
+        is_empty = not self._devices and not self._may_be_empty
+        if is_empty or lost:
+            raise MachineFault(
+                f"{(lost or self._folders)[0]} held files when this job started, and on {socket.gethostname()} it is "
+                "gone, empty or another mount now; mend the mount and run the same command again"
             )
 
 
@@ -130,15 +174,14 @@ def check_index(config: VideosConfig) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file. What is no answer to that (a folder out of reach, a broken disk) raises."""
+    """Whether there is such a file. What does not answer that (a folder out of reach, a broken disk) raises
+    `FileSystemFault`."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return stat.S_ISREG(retried(path.stat, path).st_mode)
     except ValueError:
         return False  # a NUL byte
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-            return False
-        raise
+    except OSError:
+        return False  # one of the errors that answer the question
 
 
 def paths_of(template: str, video_id: str, extension: str = "") -> list[Path]:
@@ -155,14 +198,34 @@ def fixed_folder(template: str) -> Path:
     return Path(template.partition("{")[0] + "x").parent
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(retried(path.stat, path).st_mode)
+    except OSError:
+        return False
+
+
+def _device_with_files(folder: Path) -> int | None:
+    """The number of the file system of a folder that holds anything; None of any other."""
+    try:
+        return retried(folder.stat, folder).st_dev if _holds_anything(folder) else None
+    except OSError:
+        return None
+
+
 def _holds_anything(folder: Path) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except PermissionError:
-        return True  # it may be passed through all the same
-    except (FileNotFoundError, NotADirectoryError):
+        return retried(lambda: _first_entry(folder), folder) is not None
+    except OSError:
         return False
+
+
+def _first_entry(folder: Path) -> str | None:
+    try:
+        with os.scandir(folder) as entries:
+            return next((entry.name for entry in entries), None)
+    except PermissionError:
+        return "?"  # it may be passed through all the same
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:

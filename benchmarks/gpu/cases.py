@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["engine", "train", "reference", "dense", "loss", "encode", "losses"]
-EAGER = ("engine.compile=false",)
+EAGER = ("engine.compile=false", "engine.capture=false")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ CASES = (
 APART = (
     Case("b32_32_zero0_eager", "engine", "b32", 32, 12, ("engine.zero_stage=0", *EAGER)),
     Case("b32_32_zero2", "engine", "b32", 32, 14, ("engine.zero_stage=2",)),
-    Case("b32_32_compiled_only", "engine", "b32", 32, 30, ()),
+    Case("b32_32_compiled_only", "engine", "b32", 32, 30, ("engine.capture=false",)),
     Case("b32_32_captured_only", "engine", "b32", 32, 14, ("engine.compile=false",)),
     Case("losses_fast", "losses", "b32", 32, 60),
     Case("losses_eager", "losses", "b32", 32, 70, EAGER),

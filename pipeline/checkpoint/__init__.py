@@ -9,7 +9,7 @@ runs/<name>/
         rng.safetensors           random states of every rank
         config.yaml
         COMPLETE.json             size and SHA-256 of every other file; written last
-    checkpoints/damaged_step_*    one that was passed over; nobody removes it
+    checkpoints/damaged_step_*    one that was passed over; nobody removes it; renamed_step_*: its name was another's
     checkpoints/.staging-*        an attempt that did not finish; removed by the next start
 
 folder.py    what lies on the disk: names, hashes, intact or not, `latest`, the keep policy

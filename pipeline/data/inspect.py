@@ -18,7 +18,7 @@ from pipeline.config import Section, load_config, render_help
 from pipeline.data.batch import Batch
 from pipeline.data.index import Manifest
 from pipeline.data.stream import DataConfig, Stream
-from pipeline.errors import InputError, run_command
+from pipeline.errors import InputError, RunError, run_command
 
 PROGRAM = "python -m pipeline.data.inspect SHARDS"
 
@@ -62,6 +62,10 @@ def main(argv: list[str]) -> int:
         print(_line(batch, row, texts))
     _write_sheet(batch, config.sheet)
     print(f"contact sheet: {config.sheet} (a row per clip: its {config.data.num_frames} frames, then the middle frame)")
+    if not batch.valid_B.any():
+        raise RunError(
+            f"none of these {len(batch)} samples can be read: {stream.bad_by_reason}; python -m preprocess.audit"
+        )
     if config.seconds:
         speed = _clips_per_s(_stream(config.data, config, num_samples, texts), config.seconds)
         print(f"speed: {speed:.1f} clips/s with data.num_workers={config.data.num_workers}, tokenizer not counted")

@@ -11,7 +11,7 @@ sample is a masked row; it is named, counted, and known to all ranks at once.
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,10 +31,13 @@ from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
 from pipeline.data.order import Blend, mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
+from pipeline.data.remarks import left_out, short_clips
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
 from pipeline.data.text_table import table_hash
+from pipeline.data.tolerance import by_reason, nothing_usable, too_many, too_many_of_a_source
 from pipeline.data.transform import FrameFit
+from pipeline.data.upload import Upload
 from pipeline.errors import InputError, RunError
 from pipeline.log import logger
 
@@ -73,7 +76,7 @@ class DataConfig(Section):
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
     """Bad samples are masked up to this share of the samples read, beyond it the run fails."""
     max_bad_grace: int = Field(default=100, ge=0)
-    """Bad samples that are tolerated on top, however few samples were read."""
+    """Bad samples that are tolerated on top, however few samples were read, but never over half of a source."""
     num_workers: int = Field(default=4, ge=0)
     """Data workers per rank; 0: load in the trainer's own process."""
     prefetch_batches: int = Field(default=2, ge=1)
@@ -114,13 +117,23 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         manifests: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`manifests` are the hashes to begin with, as a saved state names them; None: the newest of every source."""
+        """`manifests` are the hashes to begin with, as a saved state names them; None: the newest of every source.
+
+        `texts`: of "subtitle" and "caption" those that a loss compares. Then a global batch in which no sample can be
+        read and has one of them is an error, and so is a source of which more than half is bad. None: nothing is
+        trained, bad samples are masked up to the tolerance. `device`: a GPU to which the pixels of a batch go before it
+        is handed out.
+        """
         self.config = config
         self.global_batch_size = global_batch_size
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._tokenize = tokenize
         self._image_size_px = image_size_px
+        self._texts = None if texts is None else tuple(texts)
+        self._device = device
         self._excluded_names = read_exclude_lists(config.exclude)
         self._agreement = Agreement(world_size)
         self._open_manifests(manifests or self._agreement.from_first(self._pin_newest))
@@ -142,9 +155,19 @@ class Stream:
         """Whole global batches in one epoch."""
         return self.batches_in(1)
 
-    def batches_in(self, num_epochs: int) -> int:
-        """Whole global batches in so many epochs."""
+    def batches_in(self, num_epochs: float) -> int:
+        """Whole global batches in so many epochs; with `epoch_end: drop` rounded to the nearest."""
         return self._schedule.batches_in(num_epochs, self.global_batch_size)
+
+    def remarks(self) -> list[str]:
+        """What is worth knowing at the start and is no error: what epochs leave out, clips with too few frames."""
+        found = [left_out(self.samples_per_epoch, self.global_batch_size) if self.config.epoch_end == "drop" else ""]
+        for source, wanted in zip(self.config.sources, self._hashes, strict=True):
+            if source.kind == "video":
+                manifest = Manifest.open(source.shards, pinned=wanted, index_folder=self.config.index_folder)
+                names = [manifest.shard_name(int(number)) for number in np.flatnonzero(manifest.shard_sizes)]
+                found.append(short_clips(source.shards, names, self.config.num_frames))
+        return [remark for remark in found if remark]
 
     @property
     def composition_of_epoch(self) -> list[int]:
@@ -154,7 +177,7 @@ class Stream:
     @property
     def bad_by_reason(self) -> dict[str, int]:
         """Distinct bad samples met so far, counted by reason."""
-        return dict(Counter(sample.reason for sample in self._bad.values()))
+        return by_reason(self._bad.values())
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -197,8 +220,8 @@ class Stream:
             num_workers=self.config.num_workers,
             prefetch=self.config.prefetch_batches,
         )
-        if torch.cuda.is_available():
-            loaded = pinned(loaded, _pin)
+        if self._device is not None and self._device.type == "cuda":
+            loaded = pinned(loaded, Upload(self._device))
         try:
             for item in self._timed(self._deaths_named(loaded)):
                 composition, after = issued.popleft()
@@ -242,19 +265,34 @@ class Stream:
         """Tell all ranks what went wrong here and hear what went wrong there; the batch, if the run may go on."""
         failure = item.message if isinstance(item, Failed) else None
         bad = () if isinstance(item, Failed) else item.bad
-        for sample in self._agreement.share(bad, failure):
+        bad_everywhere, num_usable = self._agreement.share(bad, failure, self._num_usable(item))
+        for sample in bad_everywhere:
             if (sample.key, sample.shard) not in self._bad and self._rank == 0:
                 logger.warning(f"bad sample {sample.key} of {sample.shard}: {sample.reason}; masked")
             self._bad[(sample.key, sample.shard)] = sample
-        num_read = (self._cursor.batches + 1) * self.global_batch_size
-        if len(self._bad) > self.config.max_bad_grace + self.config.max_bad_fraction * num_read:
-            last = list(self._bad.values())[-1]
-            raise RunError(
-                f"{len(self._bad)} bad samples in {num_read} ({self.bad_by_reason}), the last one {last.key} of "
-                f"{last.shard}; repair the shards or exclude them, or raise data.max_bad_fraction"
-            )
+        if self._texts is not None and num_usable == 0:
+            raise RunError(nothing_usable(self._cursor.batches, self.global_batch_size, bad_everywhere, self._texts))
+        if complaint := self._complaint():
+            raise RunError(complaint)
         assert isinstance(item, Loaded), "share raises a failure"
         return _batch(item)
+
+    def _num_usable(self, item: Loaded | Failed) -> int:
+        """Rows of this rank from which the loss can learn."""
+        if isinstance(item, Failed) or not self._texts:
+            return 0
+        return int(np.any([item.arrays[f"has_{text}_B"] for text in self._texts], axis=0).sum())
+
+    def _complaint(self) -> str:
+        """Why the run may not go on with the bad samples met so far; "" where it may."""
+        config, bad = self.config, list(self._bad.values())
+        num_read = (self._cursor.batches + 1) * self.global_batch_size
+        if len(bad) > config.max_bad_grace + config.max_bad_fraction * num_read:
+            return too_many(bad, num_read)
+        if self._texts is None:
+            return ""
+        sizes = {source.shards: size for source, size in zip(config.sources, self._schedule.sizes, strict=True)}
+        return too_many_of_a_source(bad, sizes, config.max_bad_fraction)
 
     def _pin_newest(self) -> list[str]:
         """The hashes of the sources' manifests as they are now."""
@@ -330,16 +368,11 @@ class Stream:
         }
 
 
-def _pin(item: Loaded | Failed) -> Loaded | Failed:
-    """The pixels in page-locked memory, from which the copy to a GPU runs beside the step."""
-    if isinstance(item, Failed):
-        return item
-    pixels = {name: torch.from_numpy(item.arrays[name]).pin_memory().numpy() for name in ("video_BTHWC", "middle_BHWC")}
-    return replace(item, arrays={**item.arrays, **pixels})
-
-
 def _batch(item: Loaded) -> Batch:
-    tensors = {name: torch.from_numpy(values) for name, values in item.arrays.items()}
+    tensors = {
+        name: values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
+        for name, values in item.arrays.items()
+    }
     return Batch(
         video_BTCHW=tensors.pop("video_BTHWC").permute(0, 1, 4, 2, 3),
         middle_BCHW=tensors.pop("middle_BHWC").permute(0, 3, 1, 2),

@@ -32,6 +32,7 @@ from pipeline.data.source import (
     displayed_times,
     is_shown,
     video_stream,
+    words_of,
 )
 from pipeline.data.turn import turn_of
 
@@ -124,7 +125,7 @@ class EncodedClip(Readable):
                 for frame in decoder.decode(None):
                     hunt.meet(frame)
             except (av.error.FFmpegError, MemoryError) as error:
-                raise DamagedMedia(_words(error)) from None
+                raise DamagedMedia(words_of(error)) from None
         hunt.end()
         return hunt.missing
 
@@ -199,7 +200,7 @@ def _opened(source: bytes | Path) -> Iterator[tuple[Any, Any]]:
             options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"},
         )
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise DamagedMedia(_words(error)) from None
+        raise DamagedMedia(f"no video that ffmpeg can read ({words_of(error)})") from None
     with container:
         stream = video_stream(container)
         if stream is None:
@@ -237,7 +238,7 @@ def _on_clock(container: Any, stream: Any) -> Iterator[Packet]:
             else:
                 before.append(packet)
     except av.error.FFmpegError as error:
-        raise DamagedMedia(_words(error)) from None
+        raise DamagedMedia(words_of(error)) from None
     if not found:
         yield from before
 
@@ -258,8 +259,3 @@ def _survey(packets: Iterator[Packet], stream: Any, states_times: bool) -> _Pict
     if states_times and len(set(pictures.times)) == len(pictures.times):
         pictures.indices = {time: index for index, time in enumerate(pictures.times)}
     return pictures
-
-
-def _words(error: Exception) -> str:
-    """What libav says, without its number and the name of the file."""
-    return str(getattr(error, "strerror", None) or error)

@@ -112,6 +112,8 @@ def retrieve(
     videos_VD, missing = encode_videos(encode, asked.clip_ids, image_size_px, config, device=device)
     _check_missing(missing, len(asked.clip_ids), config)
     questions = without_videos(asked, missing)
+    if not questions.query_ids:
+        raise RunError(f"set {config.name}: no query is left, its videos {_named(missing)}; add them to the shards")
     windows = tokenize_texts(tokenizer, asked.texts, config.num_text_tokens, window=config.long_texts == "window")
     texts_ND = encode_texts(encode, windows, batch_size=config.batch_size, device=device)
     if not bool(texts_ND.isfinite().all() and videos_VD.isfinite().all()):
@@ -163,10 +165,15 @@ def _not_in_shards(clip_ids: list[str], config: RetrievalSetConfig) -> dict[str,
 
 
 def _check_missing(missing: dict[str, str], num_videos: int, config: RetrievalSetConfig) -> None:
-    if len(missing) > config.max_missing_fraction * num_videos:
-        named = ", ".join(f"{clip_id} ({why})" for clip_id, why in list(missing.items())[:NAMED_MISSING])
+    """Raise where more are missing than the set allows, and where all are, whatever it allows."""
+    if len(missing) > config.max_missing_fraction * num_videos or len(missing) == num_videos:
         raise RunError(
-            f"set {config.name}: {len(missing)} of {num_videos} videos cannot be used, more than max_missing_fraction "
-            f"{config.max_missing_fraction}: {named}{', ...' if len(missing) > NAMED_MISSING else ''}; "
+            f"set {config.name}: {len(missing)} of {num_videos} videos cannot be used, max_missing_fraction is "
+            f"{config.max_missing_fraction}: {_named(missing)}; "
             "add them to the shards, or raise max_missing_fraction (the report then states N of N)"
         )
+
+
+def _named(missing: dict[str, str]) -> str:
+    named = ", ".join(f"{clip_id} ({why})" for clip_id, why in list(missing.items())[:NAMED_MISSING])
+    return f"{named}{', ...' if len(missing) > NAMED_MISSING else ''}"

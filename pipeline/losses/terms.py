@@ -88,6 +88,11 @@ def kinds_of(terms: tuple[Term, ...]) -> list[str]:
     return sorted({kind for term in terms for pair in term.pairs for kind in pair})
 
 
+def texts_of(name: LossName) -> tuple[str, ...]:
+    """The texts that a loss compares, "subtitle" or "caption" or both: a clip without any of them teaches nothing."""
+    return tuple(NAMES[kind] for kind in kinds_of(TERMS[name]) if kind in TEXTS)
+
+
 def matrices_of(terms: tuple[Term, ...]) -> dict[tuple[str, str], str]:
     """The logit matrices that `terms` read, (visual, text), each with the text that its visual kind must have."""
     matrices: dict[tuple[str, str], str] = {}

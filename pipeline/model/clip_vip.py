@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.model.architecture import read_architecture
 from pipeline.model.config import ModelConfig
 from pipeline.model.formats import ADDED_PROXIES, TEMPORAL_EMBEDDING
+from pipeline.model.layers import Transformer
 from pipeline.model.loading import load_strictly
 from pipeline.model.start import start_state
 from pipeline.model.text_tower import TextTower, text_length, trim_texts
@@ -127,6 +128,21 @@ class CLIPViP(nn.Module):
             caption_BD=encoded.get("caption"),
             logit_scale=self.logit_scale.exp().reshape([]),
         )
+
+    def towers(self) -> dict[str, nn.Module]:
+        """The towers that train."""
+        return {name: self.get_submodule(name) for name in ("visual", "text") if name not in self.config.freeze}
+
+    def compile_blocks(self, backend: str, *, must: bool) -> None:
+        """Have the blocks run compiled in training; what cannot be compiled runs eagerly, unless it `must`."""
+        for tower in self.towers().values():
+            transformer = tower.get_submodule("transformer")
+            assert isinstance(transformer, Transformer)
+            transformer.compile_blocks(backend, must=must)
+
+    def why_not_captured(self) -> str | None:
+        """Recomputation asks autograd for the graph of a part of the forward pass."""
+        return "model.checkpoint_activations recomputes blocks" if self.config.checkpoint_activations else None
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; frozen towers stay in evaluation mode."""

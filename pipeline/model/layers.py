@@ -7,13 +7,15 @@ Shapes: B clips, N tokens, M proxies, T frames, P patches a frame, H heads, E wi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from pipeline.model.compiled import CompiledBlocks
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v), each [B, N, H, E], to the attended values [B, N, H, E]."""
@@ -133,16 +135,24 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks."""
+    """A stack of blocks, which in training may run compiled."""
 
     def __init__(self, layers: int, shape: BlockShape, *, checkpoint_activations: bool) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         self.resblocks = nn.ModuleList([Block(shape) for _ in range(layers)])
+        self._compiled: CompiledBlocks | None = None
+
+    def compile_blocks(self, backend: str, *, must: bool) -> None:
+        """Compile each block by itself: one graph serves them all, in a twelfth of the time for the whole tower."""
+        self._compiled = CompiledBlocks(list(self.resblocks), backend, must=must)
 
     def forward(self, x_BNW: Tensor, attend: Attend) -> Tensor:
         """[B, N, W] to [B, N, W]."""
-        for block in self.resblocks:
+        blocks: Sequence[nn.Module] = list(self.resblocks)
+        if self._compiled is not None and self.training:
+            blocks = self._compiled.for_input(x_BNW, attend)
+        for block in blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BNW = checkpoint(block, x_BNW, attend, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -23,8 +23,8 @@ from preprocess.benchmarks.report import console_report, markdown_report
 from preprocess.benchmarks.split import Split
 from preprocess.benchmarks.video_folder import VideoFolder
 from preprocess.config import PreprocessConfig, RetryConfig
-from preprocess.merge import published_shards
 from preprocess.publish import write_atomically
+from preprocess.published import published_shards
 from preprocess.retry import retry
 from preprocess.rounds import standing_failures
 from preprocess.run import run

@@ -1,7 +1,6 @@
 """What ranks do in tests. Every function here runs on all ranks of a `RankPool`."""
 
 import contextlib
-import functools
 from typing import Any
 
 import torch
@@ -15,12 +14,22 @@ from pipeline.losses import LossConfig
 from pipeline.optim import OptimConfig, make_optimizer, parameter_groups
 from tests.pipeline.tiny import architecture, make_batch, make_model
 
+ENGINE_DEFAULTS: dict[str, Any] = {"precision": "fp32", "device": "cpu"}
+
+
+def captured(case: Any, *arguments: Any) -> Any:
+    """A case with the stand-in for captured towers."""
+    from unittest import mock
+
+    with mock.patch.dict(ENGINE_DEFAULTS, {"capture": True}):
+        return case(*arguments)
+
 
 def make_engine(
     stage: int, model: nn.Module, optim: OptimConfig, passthrough: dict[str, Any] | None = None, **settings: Any
 ) -> Engine:
     """An engine over `model`; the fp32 CPU one unless `settings` say otherwise."""
-    config = EngineConfig.model_validate({"precision": "fp32", "device": "cpu", "zero_stage": stage} | settings)
+    config = EngineConfig.model_validate(ENGINE_DEFAULTS | {"zero_stage": stage} | settings)
     return Engine(
         model,
         make_optimizer(parameter_groups(model.named_parameters(), optim), optim),
@@ -58,6 +67,79 @@ def gradient_case(
     norm = engine.gradient_norm()
     close(engine)
     return (value.item(), gradients, norm) if is_main() else None
+
+
+def operations_case(stage: int, layers: int) -> tuple[int, int]:
+    """Operations of a step outside of the captured towers: all of them, and those of norm, clipping and update."""
+    from unittest import mock
+
+    from pipeline.capture import StandInPass
+    from tests.pipeline.operations import CountOperations
+
+    deep = {name: tower | {"layers": layers} for name, tower in architecture().items() if isinstance(tower, dict)}
+    engine = make_engine(
+        stage, make_model(architecture=architecture() | deep), OptimConfig(clip_norm=1e-3), capture=True
+    )
+    engine.train()
+    objective, batch, count = Objective(LossConfig(name="vsc_fc")), make_batch(8), CountOperations()
+
+    def uncounted(replay: Any) -> Any:
+        def run(self: StandInPass) -> None:
+            count.paused += 1
+            replay(self)
+            count.paused -= 1
+
+        return run
+
+    before = [0]
+
+    def step() -> None:
+        loss, _ = backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+        before[0] = count.total
+        engine.read(loss)
+        engine.step()
+
+    step()  # captures
+    forward, backward = uncounted(StandInPass.forward), uncounted(StandInPass.backward)
+    with (
+        mock.patch.object(StandInPass, "forward", forward),
+        mock.patch.object(StandInPass, "backward", backward),
+        count,
+    ):
+        step()
+    close(engine)
+    return count.total, count.total - before[0]
+
+
+def reduction_case(reduce_dtype: str) -> tuple[list[str], float, dict[str, Tensor]]:
+    """What happens in a backward pass under ZeRO 0 on two ranks, in order; the loss; the gradients."""
+    from unittest import mock
+
+    from pipeline import flat_gradients
+    from pipeline.capture import StandInPass
+
+    engine = make_engine(0, make_model(), OptimConfig(clip_norm=0), capture=True, reduce_dtype=reduce_dtype)
+    engine.train()
+    events: list[str] = []
+    true_backward, true_send = StandInPass.backward, flat_gradients.FlatGradients._send
+
+    def backward(self: StandInPass) -> None:
+        events.append("text" if self.inputs[0].dtype == torch.int64 else f"video of {self.inputs[0].shape[1]} frames")
+        true_backward(self)
+
+    def send(self: Any, part: Any) -> None:
+        events.append(f"send {part.name or 'the rest'}")
+        true_send(self, part)
+
+    batch, objective = make_batch(8, rank=rank(), world_size=world_size()), Objective(LossConfig(name="vsc_fc"))
+    with (
+        mock.patch.object(StandInPass, "backward", backward),
+        mock.patch.object(flat_gradients.FlatGradients, "_send", send),
+    ):
+        value, _ = backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+    gradients = whole_gradients(engine)
+    close(engine)
+    return events, value.item(), gradients
 
 
 def close(engine: Engine) -> None:
@@ -169,11 +251,14 @@ def steps_case(stage: int, passthrough: dict[str, Any], settings: dict[str, Any]
     """Losses and norms of three steps, the second in two parts, and the weights after them."""
     from unittest import mock
 
-    import deepspeed
+    from pipeline import acceleration
+    from pipeline import engine as engine_module
 
     # The default backend would spend minutes in a C++ compiler; this one traces and differentiates the same graphs.
-    compiled = functools.partialmethod(deepspeed.DeepSpeedEngine.compile, backend="aot_eager")
-    with mock.patch.object(deepspeed.DeepSpeedEngine, "compile", compiled):
+    with (
+        mock.patch.object(acceleration, "COMPILER_BACKEND", "aot_eager"),
+        mock.patch.object(engine_module, "COMPILER_BACKEND", "aot_eager"),
+    ):
         engine = make_engine(stage, make_model(), OptimConfig(lr=1e-2, clip_norm=1.0), passthrough, **settings)
     engine.train()
     objective, found = Objective(LossConfig(name="vsc_fc")), []

@@ -41,6 +41,22 @@ def test_options_that_went_differ_and_hide_no_other() -> None:
     ]
 
 
+def test_a_value_that_is_no_longer_allowed_differs_and_hides_no_other() -> None:
+    stored = {"optim": {"lr": "high", "betas": [0.9, 0.98]}, "extra": {"a": 1}, "gone": {"b": 2}}
+    assert differences(with_defaults(Root, stored), Root(extra={"a": 2}).model_dump(mode="json")) == [
+        "extra.a (1 there, 2 now)",
+        "gone.b (2 there, nothing now)",
+        "optim.lr (high there, 1.0 now)",
+    ]
+
+
+def test_a_config_of_another_kind_is_compared_as_it_is() -> None:
+    for stored in ({"sources": [{"shards": "a", "colour": 1}]}, {"sources": 3}, {}):
+        before = with_defaults(Root, stored)
+        found = differences(before, Root(sources=[Source(shards="a")]).model_dump(mode="json"))
+        assert any(line.startswith("sources ") for line in found)
+
+
 def test_both_values_of_lists_of_whole_sections_and_of_long_texts() -> None:
     before = {"cache": None, "betas": [1, 2], "text": "x" * 100, "optim": {"lr": 1}}
     now = {"cache": {"lr": 2.0}, "betas": [1, 3], "text": "y" * 100}

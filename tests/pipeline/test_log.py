@@ -74,6 +74,32 @@ def test_what_is_no_number_stays_valid_json(tmp_path):
     assert json.loads((tmp_path / "m").read_text()) == {"step": 1, "a": "nan", "b": "inf", "c": 1.5}
 
 
+class Stale:
+    """A handle of a file system that has come back under another one: no write through it will ever work."""
+
+    def write(self, content: bytes) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_stale_handle_heals_unless_another_run_has_its_own_file_there(tmp_path, monkeypatch, caplog, is_ours):
+    path = tmp_path / "m"
+    metrics = MetricsFile(path, resume_step=0)
+    metrics.write(1, {"a": 1})
+    metrics._stream.close()
+    metrics._stream = Stale()
+    if not is_ours:
+        MetricsFile(path, resume_step=9).close()  # it took over; the first does not know yet
+    for step in (2, 3):
+        metrics.write(step, {"a": 1})
+    metrics.close()
+    assert [row["step"] for row in read_metrics(path)] == ([1, 2, 3] if is_ours else [1])
+    assert ("2 lines from step 2 on are not in" in caplog.text) != is_ours
+
+
 ROWS = [b'{"step": %d, "train/loss": 2.5}' % step for step in range(1, 6)]
 DAMAGE = {
     "NULs in place of a line": (bytes(31) + b"\n", 1),
@@ -150,6 +176,15 @@ def test_a_log_on_a_full_disk_says_so_once_and_loses_no_line(tmp_path, own_logge
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "rank_00000.log cannot be written (File too large); its lines wait in memory" in said[0]
     handler.close()
+
+
+def test_no_message_ends_a_run(tmp_path, capsys):
+    """A path that is no text, and a mistake of ours."""
+    with closing(LogFile(tmp_path / "log")) as handler:
+        for record in ({"msg": os.fsdecode(b"video \xff.mp4")}, {"msg": "%d", "args": ("none",)}, {"msg": "after"}):
+            handler.handle(logging.makeLogRecord(record))
+    assert (tmp_path / "log").read_text().splitlines() == ["video \\udcff.mp4", "after"]
+    assert "TypeError" in capsys.readouterr().err
 
 
 def test_what_a_log_cannot_hold_in_memory_is_counted(tmp_path, own_logger, monkeypatch):

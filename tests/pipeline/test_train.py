@@ -197,6 +197,28 @@ def test_a_set_that_lacks_videos_is_refused_before_the_first_step(shards, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_set_of_which_nothing_can_be_read_is_no_run(tmp_path):
+    """All masked, the loss was 0.0000 and the exit code 0."""
+    written = ShardSet(tmp_path / "set")
+    written.add_shard([Clip(number) for number in range(12)])
+    written.tar(0).write_bytes(b"")
+    config = write_config(tmp_path, written.folder, steps=2)
+    process = start_training([str(config)], tmp_path / "out.txt")
+    process.join(120)
+    assert process.exitcode == 1
+    said = (tmp_path / "out.txt").read_text()
+    assert "none of the 12 samples of batch 0 is usable: {'shard_truncated': 12}, such as" in said
+    assert "Traceback" not in said and not list((tmp_path / "runs/run").glob("checkpoints/step_*"))
+
+
+def test_a_run_of_no_step_is_wrong_input(shards, tmp_path):
+    config = write_config(tmp_path, shards, steps=None, epochs=0.01)
+    process = start_training([str(config)], tmp_path / "out.txt")
+    process.join(120)
+    assert process.exitcode == 2
+    assert "epochs=0.01 of 60 samples are no whole step of 12 clips" in (tmp_path / "out.txt").read_text()
+
+
 def test_a_stop_that_is_past_trains_no_further(shards, pools, tmp_path):
     """A job that is requeued after it stopped, or is given an earlier step, must not run on to the end."""
     config = write_config(tmp_path, shards)

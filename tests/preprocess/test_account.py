@@ -18,9 +18,10 @@ from pipeline.data.format import Reason
 from preprocess import pack, shard
 from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
-from preprocess.merge import check_account, merge, published_shards
+from preprocess.merge import check_account, merge
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
+from preprocess.published import published_shards
 from preprocess.records import Clip, ClipError, Failure, Media
 from preprocess.retry import _new_round
 from preprocess.run import missing_shards

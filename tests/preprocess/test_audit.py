@@ -15,8 +15,8 @@ from pipeline.errors import InputError
 from preprocess.audit import audit_set, audit_shard, main
 from preprocess.config import PreprocessConfig
 from preprocess.index import index_folder
-from preprocess.merge import published_shards
 from preprocess.plan import Plan, write_plan
+from preprocess.published import published_shards
 from preprocess.run import build_missing, run
 from preprocess.shard import shard_facts
 

@@ -25,8 +25,8 @@ from preprocess.caption import (
 from preprocess.caption_batches import CaptionBatches, Outcome
 from preprocess.config import PreprocessConfig
 from preprocess.generate import Rules, beam_search, nucleus
-from preprocess.merge import published_shards
 from preprocess.pack import read_facts
+from preprocess.published import published_shards
 from preprocess.records import Clip, Failure, Media
 from preprocess.run import run
 from preprocess.texts import ClipTexts

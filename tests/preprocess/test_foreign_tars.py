@@ -23,7 +23,7 @@ from pipeline.data.stream import DataConfig, Stream
 from pipeline.errors import InputError, RunError
 from preprocess.audit import audit_set, audit_shard
 from preprocess.index import index_folder, main
-from preprocess.merge import published_shards
+from preprocess.published import published_shards
 
 Members = list[tuple[str, bytes]]
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.data.format import Reason
 from preprocess.audit import audit_set, audit_shard
 from preprocess.config import PreprocessConfig
-from preprocess.merge import published_shards
+from preprocess.published import published_shards
 from preprocess.run import run
 
 Damage = Callable[[random.Random, bytes], bytes]

@@ -19,8 +19,9 @@ from preprocess.audit import audit_set, audit_shard
 from preprocess.caption import CaptionerConfig
 from preprocess.config import PreprocessConfig, TasksConfig
 from preprocess.index import index_folder
-from preprocess.merge import merge, published_shards
+from preprocess.merge import merge
 from preprocess.pack import read_facts
+from preprocess.published import published_shards
 from preprocess.recaption import read_shard, recaption
 from preprocess.report import histogram, main
 from preprocess.retry import retry

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import InputError
 from preprocess.config import PreprocessConfig, TasksConfig
-from preprocess.merge import merge, published_shards
+from preprocess.merge import merge
+from preprocess.published import published_shards
 from preprocess.retry import retry
 from preprocess.rounds import standing_failures
 from preprocess.run import run

