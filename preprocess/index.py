@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION
-from pipeline.errors import InputError, RunError, run_command
+from pipeline.errors import InputError, run_command
 from preprocess.failures import FailureTable
 from preprocess.index_tar import ForeignTar, PassedOver, file_system_errors_named
 from preprocess.merge import summarise_shards
@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
     for line in passed_over_lines(stats["passed_over"]):
         print(f"  passed over: {line}")
     if not stats["num_delivered"]:
-        raise RunError(
+        raise InputError(
             f"{options.foreign} has no usable sample; the commonest reason is "
             f"{_commonest_failure(options.output, stats)}; see {options.output}/failures"
         )

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.data.format import SIDECAR_COLUMNS
 from pipeline.data.frames import open_clip_bytes, uniform_indices
-from pipeline.data.manifest_file import manifest_facts
+from pipeline.data.manifest_file import manifest_facts, read_manifest
 from pipeline.data.sample import bad_where_it_fails
 from pipeline.data.storage import DamagedSample
 from pipeline.data.texts import json_object, text_at
@@ -65,6 +65,7 @@ class SampleText:
 def render(output: Path, num_clips: int, seed: int) -> str:
     """The whole page."""
     stats = read_stats(output)
+    read_manifest(str(output))  # says what to do where it is damaged
     rng = random.Random(seed)
     shards = published_shards(output)
     picked = sorted(rng.sample(shards, min(len(shards), MAX_SHARDS)))

@@ -268,7 +268,7 @@ def test_a_folder_in_which_nothing_is_usable_is_no_success(kind: str, media: dic
     path = write_tar(tmp_path / "foreign/0.tar", [one for one in sample("000001", media) if "mp4" not in one[0]])
     if kind != "texts only":
         path.write_bytes(damaged(kind, path.read_bytes()))
-    with pytest.raises(RunError, match="has no usable sample; the commonest reason is"):
+    with pytest.raises(InputError, match="has no usable sample; the commonest reason is"):
         main([str(tmp_path / "foreign"), str(tmp_path / "out")])
     with pytest.raises(InputError, match="has no samples"):
         next(batches_of(tmp_path / "out", 1))
