@@ -73,10 +73,12 @@ class SubtitleFiles:
 
 def read_subtitles(path: Path) -> SubtitleText:
     """The cues of a .vtt or .srt file in order of time. Whatever it holds is no error, but a `problem`."""
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if path.stat().st_size > MAX_FILE_BYTES:
         return SubtitleText([], f"is larger than {MAX_FILE_BYTES:,} bytes and was passed over")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except PermissionError as error:
+        return SubtitleText([], f"cannot be read: {error.strerror}")
     encoding = text_encoding(data[:HEAD_BYTES])
     if encoding.startswith("utf-8") and (complaint := not_utf8_text(data[:HEAD_BYTES])):
         return SubtitleText([], complaint)
