@@ -221,6 +221,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         world_size=world_size(),
         manifests=own["stream"]["manifests"] if own else None,
         texts=texts_of(config.loss.name),
+        device=device,
     )
     seed_everything(config.seed, rank())
     progress = Progress()

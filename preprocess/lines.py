@@ -60,13 +60,14 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         with raw:
             head = raw.peek(HEAD_BYTES)
-            if (magic := _MAGIC.get(path.suffix)) and head and not head.startswith(magic):
+            packing = path.suffix.lower()
+            if (magic := _MAGIC.get(packing)) and head and not head.startswith(magic):
                 what = not_utf8_text(head) or "is not compressed, whatever its name says"
                 raise InputError(f"{path} {what}; give it the name of what it is")
-            if path.suffix == ".gz":
+            if packing == ".gz":
                 with gzip.GzipFile(fileobj=raw) as unpacked:
                     yield _text_stream(io.BufferedReader(unpacked, _CHUNK), path)
-            elif path.suffix == ".zst":
+            elif packing == ".zst":
                 yield _text_stream(io.BufferedReader(_ZstdFrames(raw), _CHUNK), path)
             else:
                 yield _text_stream(raw, path)
@@ -135,23 +136,24 @@ class _ZstdFrames(io.RawIOBase):
 
 def read_lines(path: Path, max_bytes: int) -> Iterator[Line]:
     """The non-empty lines of `path`; one that is over `max_bytes` is skipped without ever being held in memory."""
+    number = 0
     with open_bytes(path) as stream:
-        for number, data in _numbered(stream, max_bytes):
-            if data is None or (data := data.strip()):
+        while data := stream.readline(max_bytes + 1):
+            number += 1
+            if _is_cut(data, max_bytes):
+                _skip_rest(stream)
+                yield Line(number, None)
+            elif data := data.strip():
                 yield Line(number, data)
 
 
-def _numbered(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """(line number from 1, line with its end); None for a line over `max_bytes`."""
-    number = 0
-    while data := stream.readline(max_bytes + 1):
-        number += 1
-        if len(data) > max_bytes and not data.endswith(b"\n"):
-            while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        else:
-            yield number, data
+def _is_cut(data: bytes, max_bytes: int) -> bool:
+    return len(data) > max_bytes and not data.endswith(b"\n")
+
+
+def _skip_rest(stream: BinaryIO) -> None:
+    while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+        pass
 
 
 class _Decoder:
@@ -161,13 +163,26 @@ class _Decoder:
         self._path = path
         self._num_lines = self._first = 0
 
-    def text(self, number: int, data: bytes) -> str:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            self._num_lines += 1
-            self._first = self._first or number
-            return data.decode("utf-8", "replace")
+    def lines(self, stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, str | None]]:
+        """(line number from 1, line with its end); None for a line over `max_bytes`."""
+        number = 0
+        while data := stream.readline(max_bytes + 1):
+            number += 1
+            if _is_cut(data, max_bytes):
+                _skip_rest(stream)
+                yield number, None
+                continue
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError:
+                text = self.replaced(number, data)
+            yield number, text
+
+    def replaced(self, number: int, data: bytes) -> str:
+        """A line with bytes that are no UTF-8, which it counts."""
+        self._num_lines += 1
+        self._first = self._first or number
+        return data.decode("utf-8", "replace")
 
     def report(self) -> None:
         """One line on stderr, where there is anything to say."""
@@ -180,10 +195,14 @@ class _Decoder:
             )
 
 
-def parse_object(data: bytes | str) -> dict[str, Any]:
-    """One JSON object; bytes that are not UTF-8 become U+FFFD. Raises ValueError for anything else."""
-    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-    value = json.loads(text.removeprefix("\ufeff"))  # files that were joined keep their marks
+def parse_object(text: str) -> dict[str, Any]:
+    """One JSON object. Raises ValueError for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if not text.startswith("\ufeff"):
+            raise
+        value = json.loads(text[1:])  # files that were joined keep their marks
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {type(value).__name__}")
     return value
@@ -191,7 +210,7 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
 
 def table_kind(path: Path) -> str:
     """jsonl, json, csv, tsv or parquet, by the name without .gz and .zst."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _MAGIC]
     kind = suffixes[-1].removeprefix(".") if suffixes else ""
     if f".{kind}" not in TABLE_SUFFIXES:
         raise InputError(f"{path} is no .jsonl, .json, .csv, .tsv or .parquet file (plain, .gz or .zst)")
@@ -206,10 +225,7 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
     elif kind in ("csv", "tsv"):
         decoder = _Decoder(path)
         with open_bytes(path) as stream:
-            lines = (
-                (number, None if data is None else decoder.text(number, data))
-                for number, data in _numbered(stream, max_bytes)
-            )
+            lines = decoder.lines(stream, max_bytes)
             for row in csv_rows(lines, path, "\t" if kind == "tsv" else ",", max_bytes):
                 yield row if isinstance(row, BadRow) else row[1]
         decoder.report()
@@ -222,14 +238,17 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
 def _json_line_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
     decoder = _Decoder(path)
     for line in read_lines(path, max_bytes):
-        where = f"{path.name}:{line.number}"
         if line.data is None:
-            yield BadRow(where, f"line is longer than {max_bytes} bytes")
+            yield BadRow(f"{path.name}:{line.number}", f"line is longer than {max_bytes} bytes")
             continue
         try:
-            yield parse_object(decoder.text(line.number, line.data))
+            text = line.data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = decoder.replaced(line.number, line.data)
+        try:
+            yield parse_object(text)
         except (ValueError, RecursionError) as error:
-            yield BadRow(where, f"not a JSON object: {error}")
+            yield BadRow(f"{path.name}:{line.number}", f"not a JSON object: {error}")
     decoder.report()
 
 
@@ -244,14 +263,13 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
             for batch in table.iter_batches(batch_size=4096):
                 yield from _parquet_batch(batch, path, number)
                 number += batch.num_rows
-    except OSError as error:
-        if error.errno in DISK_TROUBLE:
+    except InputError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             raise
-        raise InputError(f"cannot read {path} as Parquet: {error.strerror or error}; download it again") from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {path} as Parquet: {error}; download it again") from None
+        problem = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise InputError(f"cannot read {path} as Parquet: {problem}; download it again") from None
 
 
 def _parquet_batch(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[dict[str, Any] | BadRow]:

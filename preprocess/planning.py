@@ -32,12 +32,14 @@ from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write
 from preprocess.publish import sole_writer, temporary_path
 from preprocess.published import clips_of, published_shards
 from preprocess.records import Clip, Failure, Video
+from preprocess.table_guess import guess_table
 
 NUM_BUCKETS = 256
 KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
 _KEYS_PER_PASS = 1 << 20
 _SHARDS_COMPARED = 16
+_CAME_BEFORE = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
 
@@ -147,7 +149,7 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
 def _build(
     folder: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int
 ) -> dict[str, Any]:
-    excluded = _read_excluded(metadata.exclude, max_line_bytes)
+    excluded = read_excluded(metadata.exclude, max_line_bytes)
     with FailureTable(folder / "rejected.parquet", shard="plan") as rejected:
         _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
         facts = _merge_buckets(folder, shards.clips_per_shard, _FirstOfDoubles.find(folder / "keys"), rejected)
@@ -155,7 +157,7 @@ def _build(
     return facts
 
 
-def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
+def read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
     """Video and clip ids, without `.mp4`: of a table from its id columns, of any other file a line each."""
     excluded: set[str] = set()
     for name in files:
@@ -179,9 +181,10 @@ def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
             raise _unread(row.where, row.problem)
         columns = [name for name in _EXCLUDE_COLUMNS if name in row]
         if not columns:
+            guess = guess_table(path, _EXCLUDE_COLUMNS[:2], list(row))
             raise InputError(
                 f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
-                f"{', '.join(list(row)[:20])}; rename one, or give a text file with one id a line"
+                f"{', '.join(list(row)[:20])}; {guess or 'rename one, or give a text file with one id a line'}"
             )
         yield from (str(id_text(row[name])) for name in columns if row[name] not in (None, ""))
 
@@ -236,12 +239,15 @@ def _merge_buckets(
     def videos() -> Iterator[tuple[int, Video]]:
         nonlocal num_doubles
         for bucket in range(NUM_BUCKETS):
-            for number, video_id, clips in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                kept = tuple(clip for place, clip in clips if first(clip.clip_id, place))
-                if len(kept) < len(clips):
-                    num_doubles += len(clips) - len(kept)
-                    _reject_doubles(video_id, clips, first, rejected)
-                yield number, Video(video_id, kept)
+            for number, video_id, clips, places in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
+                if first.is_needed:
+                    kept, doubles = first.of(clips, places)
+                    num_doubles += len(doubles)
+                    for clip in doubles:
+                        rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, _CAME_BEFORE))
+                    clips = kept
+                clips.sort(key=_clip_order)
+                yield number, Video(video_id, tuple(clips))
 
     facts = write_plan(folder, videos(), clips_per_shard, prefix="")
     if num_doubles:
@@ -251,15 +257,6 @@ def _merge_buckets(
             flush=True,
         )
     return facts
-
-
-def _reject_doubles(
-    video_id: str, clips: "list[tuple[int, Clip]]", first: "_FirstOfDoubles", rejected: FailureTable
-) -> None:
-    for place, clip in clips:
-        if not first(clip.clip_id, place):
-            detail = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
-            rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, detail))
 
 
 class _FirstOfDoubles:
@@ -272,23 +269,32 @@ class _FirstOfDoubles:
     def find(cls, path: Path) -> "_FirstOfDoubles":
         """Those of the file of `KEY`s at `path`, which is removed. At 8 bytes a clip, and 24 a key that is there twice:
         every clip may be."""
-        hashes = np.fromfile(path, dtype=KEY)["hash"].copy() if path.stat().st_size else np.zeros(0, dtype="<u8")
+        keys = np.memmap(path, dtype=KEY, mode="r") if path.stat().st_size else np.zeros(0, dtype=KEY)
+        hashes = keys["hash"].copy()
         hashes.sort()  # in place: 100 M clips are 800 MB here, once
         doubles = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         del hashes
         checks = np.zeros(len(doubles), dtype="<u8")
         places = np.full(len(doubles), -1, dtype=np.int64)
-        if len(doubles):
-            keys = np.memmap(path, dtype=KEY, mode="r")
-            for start in range(0, len(keys), _KEYS_PER_PASS):
-                _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
-            del keys
+        for start in range(0, len(keys) if len(doubles) else 0, _KEYS_PER_PASS):
+            _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
         path.unlink()
         return cls(doubles, checks, places)
 
-    def __call__(self, clip_id: str, place: int) -> bool:
-        if not len(self._hashes):
-            return True
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is any double."""
+        return len(self._hashes) > 0
+
+    def of(self, clips: list[Clip], places: list[int]) -> tuple[list[Clip], list[Clip]]:
+        """Those of `clips` that come first, and the others; each lies at its place in the metadata."""
+        kept: list[Clip] = []
+        doubles: list[Clip] = []
+        for clip, place in zip(clips, places, strict=True):
+            (kept if self._is_first(clip.clip_id, place) else doubles).append(clip)
+        return kept, doubles
+
+    def _is_first(self, clip_id: str, place: int) -> bool:
         key = np.frombuffer(_key(clip_id), dtype=KEY)[0]
         found = int(np.searchsorted(self._hashes, key["hash"]))
         if found == len(self._hashes) or self._hashes[found] != key["hash"]:
@@ -307,26 +313,27 @@ def _note_first(keys: np.ndarray, start: int, doubles: np.ndarray, checks: np.nd
     checks[fresh] = keys["check"][offsets[first]]
 
 
-def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[tuple[int, Clip]]]]":
-    """The videos of one bucket in order of their hash, each once: hash, id, and its clips in order of time, each behind
-    its place in the metadata."""
+def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[Clip], list[int]]]":
+    """The videos of one bucket in order of their hash, each once: hash, id, and its clips as they come in the metadata
+    with their places in it."""
     if not path.exists():
         return
-    grouped: dict[tuple[int, str], list[tuple[int, Clip]]] = {}
+    grouped: dict[tuple[int, str], tuple[list[Clip], list[int]]] = {}
     with open(path, "rb") as stream:
         for line in stream:
-            place, _, text = line.partition(b" ")
+            first, _, text = line.partition(b" ")
             content = json.loads(text)
             video = video_of(content)
-            grouped.setdefault((content[0], video.video_id), []).extend(enumerate(video.clips, start=int(place)))
+            clips, places = grouped.setdefault((content[0], video.video_id), ([], []))
+            clips.extend(video.clips)
+            places.extend(range(int(first), int(first) + len(video.clips)))
     path.unlink()
     for number, video_id in sorted(grouped):
-        yield number, video_id, sorted(grouped[number, video_id], key=_clip_order)
+        yield number, video_id, *grouped[number, video_id]
 
 
-def _clip_order(item: tuple[int, Clip]) -> tuple[float, float, str, int]:
-    place, clip = item
-    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id, place
+def _clip_order(clip: Clip) -> tuple[float, float, str]:
+    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id
 
 
 def _key(clip_id: str) -> bytes:

@@ -26,7 +26,7 @@ from preprocess.config import PreprocessConfig, check_task
 from preprocess.faults import FileSystemFault
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.inputs import check_inputs
-from preprocess.merge import account, check_delivered, merge
+from preprocess.merge import account, merge, nothing_delivered
 from preprocess.pins import check_sources
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
@@ -162,10 +162,12 @@ def main(argv: list[str]) -> int:
     check_task(config.tasks)
     started = time.monotonic()
     stats = run(config)
-    if stats:
+    if stats and stats["num_delivered"] == 0:
         print(account(stats), flush=True)
-        check_delivered(config.output, stats)
+        raise nothing_delivered(config.output, stats)
     print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
+    if stats:
+        print(account(stats))
     return 0
 
 

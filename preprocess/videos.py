@@ -8,6 +8,7 @@ path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -164,7 +165,10 @@ def prepare_videos(config: VideosConfig, output: Path) -> None:
     """Make the lookup of `videos.index` below `output`, once: 3 M rows are too many for the memory of every worker."""
     if config.index:
         path = Path(config.index)
-        build_index_once(_rows(path), index_folder(path, output, _KIND))
+        num_repeated = build_index_once(_rows(path), index_folder(path, output, _KIND))
+        if num_repeated:
+            said = f"videos.index: {num_repeated:,} rows of {path} repeat a video id, of each the first counts"
+            print(said, file=sys.stderr, flush=True)
 
 
 def check_index(config: VideosConfig) -> None:

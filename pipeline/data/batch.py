@@ -5,7 +5,7 @@ is a row with `valid_B` false: zeros that take part in no loss term.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,11 +76,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with every tensor on `device`."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+                if value.device.type == "cuda":  # copied there on another stream, which may not have it back too early
+                    value.record_stream(torch.cuda.current_stream(value.device))
         return replace(self, **moved)
 
     def __len__(self) -> int:

@@ -63,7 +63,8 @@ class Recipe:
 class Loaded:
     """One rank's batch as arrays, pixels channels last."""
 
-    arrays: dict[str, NDArray[Any]]
+    arrays: dict[str, Any]
+    """NumPy arrays; once they are on a GPU, tensors."""
     index: int
     epoch: int
     keys: tuple[str, ...]

@@ -37,6 +37,7 @@ from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
 from pipeline.data.text_table import table_hash
 from pipeline.data.tolerance import by_reason, nothing_usable, too_many, too_many_of_a_source
 from pipeline.data.transform import FrameFit
+from pipeline.data.upload import Upload
 from pipeline.errors import InputError, RunError
 from pipeline.log import logger
 
@@ -117,12 +118,14 @@ class Stream:
         world_size: int = 1,
         manifests: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """`manifests` are the hashes to begin with, as a saved state names them; None: the newest of every source.
 
         `texts`: of "subtitle" and "caption" those that a loss compares. Then a global batch in which no sample can be
         read and has one of them is an error, and so is a source of which more than half is bad. None: nothing is
-        trained, bad samples are masked up to the tolerance.
+        trained, bad samples are masked up to the tolerance. `device`: a GPU to which the pixels of a batch go before it
+        is handed out.
         """
         self.config = config
         self.global_batch_size = global_batch_size
@@ -130,6 +133,7 @@ class Stream:
         self._tokenize = tokenize
         self._image_size_px = image_size_px
         self._texts = None if texts is None else tuple(texts)
+        self._device = device
         self._excluded_names = read_exclude_lists(config.exclude)
         self._agreement = Agreement(world_size)
         self._open_manifests(manifests or self._agreement.from_first(self._pin_newest))
@@ -216,8 +220,8 @@ class Stream:
             num_workers=self.config.num_workers,
             prefetch=self.config.prefetch_batches,
         )
-        if torch.cuda.is_available():
-            loaded = pinned(loaded, _pin)
+        if self._device is not None and self._device.type == "cuda":
+            loaded = pinned(loaded, Upload(self._device))
         try:
             for item in self._timed(self._deaths_named(loaded)):
                 composition, after = issued.popleft()
@@ -364,16 +368,11 @@ class Stream:
         }
 
 
-def _pin(item: Loaded | Failed) -> Loaded | Failed:
-    """The pixels in page-locked memory, from which the copy to a GPU runs beside the step."""
-    if isinstance(item, Failed):
-        return item
-    pixels = {name: torch.from_numpy(item.arrays[name]).pin_memory().numpy() for name in ("video_BTHWC", "middle_BHWC")}
-    return replace(item, arrays={**item.arrays, **pixels})
-
-
 def _batch(item: Loaded) -> Batch:
-    tensors = {name: torch.from_numpy(values) for name, values in item.arrays.items()}
+    tensors = {
+        name: values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
+        for name, values in item.arrays.items()
+    }
     return Batch(
         video_BTCHW=tensors.pop("video_BTHWC").permute(0, 1, 4, 2, 3),
         middle_BCHW=tensors.pop("middle_BHWC").permute(0, 3, 1, 2),

@@ -29,7 +29,7 @@ def main(argv):
         raise SickNodes("n2 is ill", ["n2"])
     if "--fault" in argv:
         from pipeline.errors import MachineFault
-        raise MachineFault("machine fault: /mnt is empty")
+        raise MachineFault("/mnt is empty")
     if int(facts["WORLD_SIZE"]) > 1 and "--alone" not in argv:
         dist.init_process_group("gloo")
         total = torch.ones(1)
@@ -150,4 +150,4 @@ def test_a_machine_fault_reaches_the_guard_unless_the_site_wants_none_of_it(
         assert run_work(work, settings) == 1
         (row,) = JobFolder(probe / "runs").exits("7_3", 1)
         assert (row.get("exclude"), row.get("machine_fault", False)) == (noted, noted is not None)
-        assert row["error"] == "machine fault: /mnt is empty"
+        assert row["error"] == "/mnt is empty"

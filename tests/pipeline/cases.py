@@ -69,6 +69,79 @@ def gradient_case(
     return (value.item(), gradients, norm) if is_main() else None
 
 
+def operations_case(stage: int, layers: int) -> tuple[int, int]:
+    """Operations of a step outside of the captured towers: all of them, and those of norm, clipping and update."""
+    from unittest import mock
+
+    from pipeline.capture import StandInPass
+    from tests.pipeline.operations import CountOperations
+
+    deep = {name: tower | {"layers": layers} for name, tower in architecture().items() if isinstance(tower, dict)}
+    engine = make_engine(
+        stage, make_model(architecture=architecture() | deep), OptimConfig(clip_norm=1e-3), capture=True
+    )
+    engine.train()
+    objective, batch, count = Objective(LossConfig(name="vsc_fc")), make_batch(8), CountOperations()
+
+    def uncounted(replay: Any) -> Any:
+        def run(self: StandInPass) -> None:
+            count.paused += 1
+            replay(self)
+            count.paused -= 1
+
+        return run
+
+    before = [0]
+
+    def step() -> None:
+        loss, _ = backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+        before[0] = count.total
+        engine.read(loss)
+        engine.step()
+
+    step()  # captures
+    forward, backward = uncounted(StandInPass.forward), uncounted(StandInPass.backward)
+    with (
+        mock.patch.object(StandInPass, "forward", forward),
+        mock.patch.object(StandInPass, "backward", backward),
+        count,
+    ):
+        step()
+    close(engine)
+    return count.total, count.total - before[0]
+
+
+def reduction_case(reduce_dtype: str) -> tuple[list[str], float, dict[str, Tensor]]:
+    """What happens in a backward pass under ZeRO 0 on two ranks, in order; the loss; the gradients."""
+    from unittest import mock
+
+    from pipeline import flat_gradients
+    from pipeline.capture import StandInPass
+
+    engine = make_engine(0, make_model(), OptimConfig(clip_norm=0), capture=True, reduce_dtype=reduce_dtype)
+    engine.train()
+    events: list[str] = []
+    true_backward, true_send = StandInPass.backward, flat_gradients.FlatGradients._send
+
+    def backward(self: StandInPass) -> None:
+        events.append("text" if self.inputs[0].dtype == torch.int64 else f"video of {self.inputs[0].shape[1]} frames")
+        true_backward(self)
+
+    def send(self: Any, part: Any) -> None:
+        events.append(f"send {part.name or 'the rest'}")
+        true_send(self, part)
+
+    batch, objective = make_batch(8, rank=rank(), world_size=world_size()), Objective(LossConfig(name="vsc_fc"))
+    with (
+        mock.patch.object(StandInPass, "backward", backward),
+        mock.patch.object(flat_gradients.FlatGradients, "_send", send),
+    ):
+        value, _ = backward_batch(engine, objective, batch, micro_batches=1, accumulation="exact")
+    gradients = whole_gradients(engine)
+    close(engine)
+    return events, value.item(), gradients
+
+
 def close(engine: Engine) -> None:
     """Let go of an engine's hooks and buffers, so that the next case starts clean."""
     with contextlib.suppress(AttributeError):

@@ -59,6 +59,14 @@ def test_twenty_official_steps_follow_the_golden_trajectory(request, ranks, stag
 
 
 @pytest.mark.heavy
+def test_captured_towers_follow_the_golden_trajectory(single):
+    (rows,) = single.run(cases.captured, cases.trajectory_case, 0)
+    for row, expected in zip(rows, golden.expected()["trajectory"], strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=2e-3, abs=2e-4), row["step"]
+        assert row["logit_scale"] == pytest.approx(expected["logit_scale"], abs=2e-6), row["step"]
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)])
 def test_the_plan_knows_the_memory_of_a_step(request, ranks, stage):
     """All tensors that live at the turns of a step; a bucket is released at these moments but under ZeRO 3."""
@@ -86,10 +94,58 @@ def test_offloaded_parameters_make_the_same_steps(pair):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_compiled_model_makes_the_same_steps(pair, stage):
-    check_same_steps(
-        pair.run(cases.steps_case, stage, {}, {}), pair.run(cases.steps_case, stage, {}, {"compile": True})
-    )
+@pytest.mark.parametrize("captures", [False, True])
+def test_compiled_blocks_make_the_same_steps(pair, stage, captures):
+    settings = {"compile": True, "capture": captures}
+    check_same_steps(pair.run(cases.steps_case, stage, {}, {}), pair.run(cases.steps_case, stage, {}, settings))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_captured_towers_make_the_same_steps(pair, stage):
+    expected = pair.run(cases.steps_case, stage, {}, {})
+    check_same_steps(expected, pair.run(cases.steps_case, stage, {}, {"capture": True}))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [0, 1])
+def test_captured_towers_survive_an_overflow_in_fp16(pair, stage):
+    rows, others = pair.run(cases.captured, cases.overflow_case, stage, {})
+    assert str([(norm, scale) for norm, *_, scale in rows]) == str([(norm, scale) for norm, *_, scale in others])
+    assert [changed for *_, changed, _ in rows] == [math.isfinite(norm) for norm, *_ in rows]
+
+
+@pytest.mark.heavy
+def test_a_step_dispatches_few_operations_whatever_the_number_of_parameters(single):
+    """On a GPU a step of 32 clips is bound by the host: what is not captured must be little. DeepSpeed's own share
+    under ZeRO 1 grows with the parameters, that of norm, clipping and update does not."""
+    ((total, of_update),) = single.run(cases.operations_case, 0, 2)
+    assert total <= 600
+    assert of_update <= 40
+    assert single.run(cases.operations_case, 0, 5) == [(total, of_update)]
+    ((_, of_update),) = single.run(cases.operations_case, 1, 2)
+    ((_, of_deep_update),) = single.run(cases.operations_case, 1, 5)
+    assert of_deep_update == of_update
+
+
+@pytest.mark.heavy
+def test_texts_are_reduced_while_the_frames_are_in_their_backward_pass(pair, single):
+    """Two ranks give the gradient of one; in bf16 its rounding and no more."""
+    ((_, loss, expected),) = single.run(cases.reduction_case, "fp32")
+    for reduce_dtype, tolerance in (("fp32", 1e-5), ("bf16", 2e-2)):
+        for events, value, gradients in pair.run(cases.reduction_case, reduce_dtype):
+            assert events == [
+                "text",
+                "send text",
+                "video of 1 frames",
+                "video of 3 frames",
+                "send visual",
+                "send the rest",
+            ]
+            assert value == pytest.approx(loss, rel=1e-5)
+            for name, gradient in expected.items():
+                error = (gradients[name] - gradient).norm()
+                assert error <= tolerance * gradient.norm() + 1e-4 * tolerance, name
 
 
 def check_same_steps(expected, found):

@@ -59,6 +59,12 @@ def test_gradient_equals_one_process(small_pool, references, stage, parts, loss)
     check(small_pool, references, stage, parts, loss)
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(("stage", "parts", "loss"), [(0, 1, "vsc_fc"), (0, 4, "vs"), (1, 2, "vsc_fc"), (2, 3, "vs")])
+def test_captured_towers_give_the_gradient_of_one_process(small_pool, references, stage, parts, loss):
+    check(small_pool, references, stage, parts, loss, capture=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "parts", "loss"), MATRIX)
 def test_gradient_equals_one_process_everywhere(any_pool, references, stage, parts, loss):
@@ -80,8 +86,8 @@ def test_gradient_through_small_buckets(small_pool, references, stage, parts):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("small_pool", [1], indirect=True)
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_exact_parts_repeat_the_random_draws(small_pool, stage):
+@pytest.mark.parametrize(("stage", "capture"), [(0, False), (1, False), (3, False), (0, True), (1, True)])
+def test_exact_parts_repeat_the_random_draws(small_pool, stage, capture):
     """One process with graphs of all parts at once, each part drawn after the one before, is what it must equal."""
     model, batch, objective = make_model(patch_dropout=0.5).train(), make_batch(8), Objective(LossConfig(name="vsc_fc"))
     torch.manual_seed(5)
@@ -90,7 +96,8 @@ def test_exact_parts_repeat_the_random_draws(small_pool, stage):
     scale = torch.stack([part.logit_scale for part in parts]).mean(0)
     value, _ = objective((*features, scale), batch.has_subtitle_B, batch.has_caption_B)
     value.backward()
-    ((found, gradients, drawn),) = small_pool.run(cases.thinned_case, stage, 3)
+    case = functools.partial(cases.captured, cases.thinned_case) if capture else cases.thinned_case
+    ((found, gradients, drawn),) = small_pool.run(case, stage, 3)
     assert found == pytest.approx(value.item(), rel=1e-6)
     assert drawn == torch.rand(1).item(), "the random state goes on behind the last part"
     for name, parameter in model.named_parameters():
@@ -99,8 +106,11 @@ def test_exact_parts_repeat_the_random_draws(small_pool, stage):
             assert error <= 1e-5 * parameter.grad.norm() + 1e-6, name
 
 
-def check(pool: RankPool, references: dict, stage: int, parts: int, loss: str, **changes: Any) -> None:
+def check(
+    pool: RankPool, references: dict, stage: int, parts: int, loss: str, *, capture: bool = False, **changes: Any
+) -> None:
     case = functools.partial(cases.gradient_case, stage, parts, loss, NUM_CLIPS, **changes)
+    case = functools.partial(cases.captured, case) if capture else case
     value, gradients, norm = pool.run(case)[0]
     expected_value, expected = references[loss]
     total = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
