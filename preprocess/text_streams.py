@@ -53,6 +53,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                 yield _text_stream(raw, path)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"{path} is damaged or cut short ({error}); download it again") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None  # reading names no file
 
 
 def _text_stream(stream: io.BufferedReader, path: Path) -> BinaryIO:
