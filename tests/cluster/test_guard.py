@@ -97,7 +97,7 @@ def test_time_limit_with_ranks_that_do_not_listen(sleeper, cluster: Cluster) -> 
 def test_a_rank_that_dies_while_slurmctld_is_away(sleeper, cluster: Cluster) -> None:
     job = sleeper()
     job.await_step(SAVED_STEP)
-    cluster.kill_controller()
+    cluster.stop_controller()
     try:
         # Both: srun asks slurmctld to end the others of a rank that died.
         for rank in (0, 1):

@@ -315,7 +315,7 @@ def test_another_card_is_given_by_hand(capsys, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'mi300x' is unknown; known are .*h100.*--tflops.*--memory-gb"):
         plan_main(words)
     printed = planned(capsys, *words, "--tflops", "1307", "--memory-gb=192")
-    assert "2 x mi300x of 192 GB and 1,307 TFLOP/s" in printed
+    assert "2 x mi300x at 1,307 TFLOP/s (dense bf16 peak), 192 GB" in printed
     assert "mi300x from h200 by the ratio of datasheet peaks" in printed
     assert "of 60 GB per GPU" in planned(capsys, config, "--gpu=h100", "--memory-gb=60")
 
