@@ -104,7 +104,7 @@ def _says_anything(fields: list[str]) -> bool:
 
 
 def _header(fields: list[str], path: Path) -> list[str]:
-    names = [field.strip() for field in fields]
+    names = [field.strip().strip("\ufeff") for field in fields]
     twice = next((name for name in names if name and names.count(name) > 1), "")
     if twice:
         raise InputError(f"{path}: the header names {twice!r} twice; rename one of them")
