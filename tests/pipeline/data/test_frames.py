@@ -31,10 +31,12 @@ from pipeline.data.video import EncodedClip
 from pipeline.errors import InputError
 
 
-def encode(codec: str, num_frames: int, target: str | io.BytesIO | None = None, **options: str) -> bytes:
+def encode(
+    codec: str, num_frames: int, target: str | io.BytesIO | None = None, container_format: str = "mp4", **options: str
+) -> bytes:
     """Frame i is flat with green 20 + 5 * i."""
     buffer = target or io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options=options) as container:
+    with av.open(buffer, "w", format=container_format, options=options) as container:
         stream = container.add_stream(codec, rate=3)
         stream.width, stream.height = 48, 32
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -108,10 +110,14 @@ def picture(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("ext", "codec"), [("mp4", "mjpeg"), ("mp4", "libx264"), ("png", ""), ("jpg", ""), ("webp", "")]
+    ("ext", "codec"),
+    [
+        *[("mp4", "mjpeg"), ("mp4", "libx264"), ("mpegts", "libx264"), ("mpeg", "mpeg2video"), ("matroska", "libx264")],
+        *[("png", ""), ("jpg", ""), ("webp", "")],
+    ],
 )
 def test_no_damage_escapes_as_another_error(ext: str, codec: str) -> None:
-    whole = encode(codec, 5) if codec else picture("jpeg" if ext == "jpg" else ext)
+    whole = encode(codec, 5, container_format=ext) if codec else picture("jpeg" if ext == "jpg" else ext)
     draw = random.Random(0)
     num_damaged = 0
     for _ in range(400):
