@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 from preprocess.failures import FailureTable
 from preprocess.faults import refuse_trouble
 from preprocess.ids import KEEP_ALL_TEXTS, id_text
@@ -136,6 +136,8 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
     try:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"metadata.exclude: cannot read {error.filename}: {error.strerror}") from None
     return {
         "files": [list(stat) for stat in stats],
