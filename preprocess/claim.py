@@ -6,6 +6,7 @@ find_mixture({"shards/000000": "..."})        # afterwards, over all shards
 """
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import yaml
 
 from pipeline.config import read_yaml, to_yaml
 from pipeline.config_difference import differences, listed, with_defaults
-from pipeline.errors import InputError, MachineFault, RunError
+from pipeline.errors import DISK_TROUBLE, InputError, MachineFault, RunError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
 from preprocess.faults import refuse_trouble
@@ -75,6 +76,8 @@ def claim_folder(config: PreprocessConfig, *, for_retry: bool = False) -> str:
             write_atomically(versions_path, json.dumps(versions).encode())
             write_atomically(path, to_yaml(config).encode())
     except OSError as error:
+        if error.errno in DISK_TROUBLE and error.errno != errno.EROFS:
+            raise
         raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
     return config_hash
 

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 from preprocess.doubles import FirstOfDoubles, clip_key, key_stem
 from preprocess.failures import FailureTable
 from preprocess.faults import refuse_trouble
@@ -133,6 +133,8 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
     try:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"metadata.exclude: cannot read {error.filename}: {error.strerror}") from None
     return {
         "files": [list(stat) for stat in stats],

@@ -105,8 +105,11 @@ def lose_folder_for_a_file(videos: Path) -> None:
     videos.touch()
 
 
-@pytest.mark.parametrize("lose", [lose_folder, lose_content, lose_folder_for_a_file])
-@pytest.mark.parametrize("by_index", [False, True])
+WAYS_TO_LOSE = [lose_folder, lose_content, pytest.param(lose_folder_for_a_file, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("lose", WAYS_TO_LOSE)
+@pytest.mark.parametrize("by_index", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_root_that_is_lost_in_the_middle_stops_the_job(
     lose: Callable[[Path], None], by_index: bool, small_set: Values, tmp_path: Path
 ) -> None:
@@ -127,7 +130,7 @@ def test_a_root_that_is_lost_in_the_middle_stops_the_job(
     assert not list(config.output.glob("shards/*.parquet"))
 
 
-@pytest.mark.parametrize("lose", [lose_folder, lose_content, lose_folder_for_a_file])
+@pytest.mark.parametrize("lose", WAYS_TO_LOSE)
 def test_a_job_on_a_node_without_the_mount(
     lose: Callable[[Path], None], small_set: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +263,7 @@ def test_a_source_file_reads_as_any_file(tmp_path: Path) -> None:
 KILL_ONCE = 'case "$*" in *filter_complex*) if mkdir {mark} 2>/dev/null; then kill -{signal} $$; fi;; esac'
 
 
-@pytest.mark.parametrize("name", ["KILL", "TERM", "XFSZ"])
+@pytest.mark.parametrize("name", ["KILL", *(pytest.param(name, marks=pytest.mark.slow) for name in ("TERM", "XFSZ"))])
 def test_an_ffmpeg_that_is_killed_once_costs_nothing(
     name: str, small_set: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,14 +463,12 @@ def test_a_machine_fault_is_one_line_with_exit_code_1(small_set: Values, tmp_pat
     assert done.stderr.startswith("machine fault: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("way", ["missing", "unreadable", "nothing planned"])
+@pytest.mark.parametrize("way", ["missing", "unreadable"])
 def test_a_set_without_one_delivered_clip_is_not_done(
     way: str, small_set: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (tmp_path / "videos").glob("*.mp4"):
         path.rename(path.with_suffix(".away")) if way == "missing" else path.write_bytes(b"\0" * 1000)
-    if way == "nothing planned":
-        (tmp_path / "hdvila_part0.jsonl").write_text('{"video_id": "x", "clip": "none"}\n')
     with pytest.raises(InputError, match=r"none of \d+ clips was delivered; \d+ failed with \w+, such as .*\(.+\)"):
         main([str(write_config(small_set, tmp_path))])
     assert "done" not in capsys.readouterr().out
@@ -482,7 +483,9 @@ def test_one_task_without_a_delivered_clip_is_fine(small_set: Values, tmp_path: 
     assert main([str(write_config(small_set, tmp_path))]) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "longer", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "gone", *(pytest.param(name, marks=pytest.mark.slow) for name in ("longer", "folder"))]
+)
 def test_a_damaged_shard_is_not_delivered(
     damage: str, finished_set: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
