@@ -22,6 +22,7 @@ from pipeline.errors import InputError, run_command
 from pipeline.metrics_lines import read_lines
 
 USAGE = "usage: python launch/status.py [RUN]    (a run folder, or its name below runs/; none: all of them)"
+MAX_JOBS = 20
 TAIL_LINES = 12
 TAIL_BYTES = 65536
 
@@ -109,9 +110,18 @@ def job_lines(folder: JobFolder) -> list[str]:
     lines.append(f"requeues    {len(requeues)}")
     requeued = [row for rows in events.values() for row in rows if row.get("action") == "requeue"]
     lines += [f"because     {row.get('why', 'it did not say')}" for row in requeued]
-    left_out = sorted({name for row in requeued for name in str(row.get("excluded", "")).split(",") if name})
-    lines += [f"left out    {', '.join(left_out)}"] if left_out else []
+    left_out = nodes_left_out(folder, submissions)
+    lines += (
+        [f"left out    {', '.join(left_out)}, after a fault of the machine or in the preflight"] if left_out else []
+    )
     return lines + cancelled_lines(folder, last, state)
+
+
+def nodes_left_out(folder: JobFolder, submissions: list[Row]) -> list[str]:
+    """Nodes that jobs or tasks of this folder were requeued without, of the newest job and the arrays before it."""
+    chosen = [submissions[-1], *(row for row in submissions[-MAX_JOBS:-1] if row.get("array"))]
+    events = [rows for submission in chosen for rows in folder.array_events(str(submission["job"])).values()]
+    return sorted({name for rows in events for row in rows for name in str(row.get("excluded", "")).split(",") if name})
 
 
 def array_line(folder: JobFolder, submission: Row, state: str) -> str:
