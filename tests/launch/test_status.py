@@ -194,7 +194,7 @@ def test_without_a_run_all_are_listed(
 ) -> None:
     commands(squeue="echo '7|7|7|RUNNING|None'")
     monkeypatch.chdir(run_folder.parent.parent)
-    monkeypatch.setattr("launch.status.ROOT", run_folder.parent.parent)
+    monkeypatch.setattr("launch.overview.ROOT", run_folder.parent.parent)
     begun = run_folder.parent / "begun"
     begun.mkdir()
     (begun / "metrics.jsonl").touch()
