@@ -9,7 +9,6 @@ ids) becomes `failures/plan.parquet`.
     plan = make_plan(output, config.metadata, config.shards, config.seed, max_line_bytes)
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
 from pipeline.errors import InputError
+from preprocess.doubles import FirstOfDoubles, clip_key, key_stem
 from preprocess.failures import FailureTable
 from preprocess.faults import refuse_trouble
 from preprocess.ids import KEEP_ALL_TEXTS, id_text
@@ -35,9 +34,7 @@ from preprocess.records import Clip, Failure, Video
 from preprocess.table_guess import guess_table
 
 NUM_BUCKETS = 256
-KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
-_KEYS_PER_PASS = 1 << 20
 _SHARDS_COMPARED = 16
 _CAME_BEFORE = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
@@ -152,7 +149,7 @@ def _build(
     excluded = read_excluded(metadata.exclude, max_line_bytes)
     with FailureTable(folder / "rejected.parquet", shard="plan") as rejected:
         _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
-        facts = _merge_buckets(folder, shards.clips_per_shard, _FirstOfDoubles.find(folder / "keys"), rejected)
+        facts = _merge_buckets(folder, shards.clips_per_shard, FirstOfDoubles.find(folder / "keys"), rejected)
         facts["num_rejected"] = rejected.num_rows
     return facts
 
@@ -212,7 +209,7 @@ def _fill_buckets(
                     rejected.add(Failure(clip.clip_id, item.video_id, Reason.EXCLUDED, "on a list of metadata.exclude"))
                 else:
                     kept.append(clip)
-                    keys.write(_key(clip.clip_id))
+                    keys.write(clip_key(clip.clip_id))
             if kept:
                 number = hash64(f"{seed}:{item.video_id}")
                 buffer = buffers[number >> 56]
@@ -231,9 +228,7 @@ def _flush(folder: Path, bucket: int, buffer: bytearray) -> None:
         buffer.clear()
 
 
-def _merge_buckets(
-    folder: Path, clips_per_shard: int, first: "_FirstOfDoubles", rejected: FailureTable
-) -> dict[str, Any]:
+def _merge_buckets(folder: Path, clips_per_shard: int, first: FirstOfDoubles, rejected: FailureTable) -> dict[str, Any]:
     num_doubles = 0
 
     def videos() -> Iterator[tuple[int, Video]]:
@@ -259,60 +254,6 @@ def _merge_buckets(
     return facts
 
 
-class _FirstOfDoubles:
-    """Tells the first clip of a key, in the order of the metadata, from later ones."""
-
-    def __init__(self, hashes: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
-        self._hashes, self._checks, self._places = hashes, checks, places
-
-    @classmethod
-    def find(cls, path: Path) -> "_FirstOfDoubles":
-        """Those of the file of `KEY`s at `path`, which is removed. At 8 bytes a clip, and 24 a key that is there twice:
-        every clip may be."""
-        keys = np.memmap(path, dtype=KEY, mode="r") if path.stat().st_size else np.zeros(0, dtype=KEY)
-        hashes = keys["hash"].copy()
-        hashes.sort()  # in place: 100 M clips are 800 MB here, once
-        doubles = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        del hashes
-        checks = np.zeros(len(doubles), dtype="<u8")
-        places = np.full(len(doubles), -1, dtype=np.int64)
-        for start in range(0, len(keys) if len(doubles) else 0, _KEYS_PER_PASS):
-            _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
-        path.unlink()
-        return cls(doubles, checks, places)
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is any double."""
-        return len(self._hashes) > 0
-
-    def of(self, clips: list[Clip], places: list[int]) -> tuple[list[Clip], list[Clip]]:
-        """Those of `clips` that come first, and the others; each lies at its place in the metadata."""
-        kept: list[Clip] = []
-        doubles: list[Clip] = []
-        for clip, place in zip(clips, places, strict=True):
-            (kept if self._is_first(clip.clip_id, place) else doubles).append(clip)
-        return kept, doubles
-
-    def _is_first(self, clip_id: str, place: int) -> bool:
-        key = np.frombuffer(_key(clip_id), dtype=KEY)[0]
-        found = int(np.searchsorted(self._hashes, key["hash"]))
-        if found == len(self._hashes) or self._hashes[found] != key["hash"]:
-            return True
-        # Two keys with one hash of 64 bits are no doubles: among 100 M clips that happens once in 4,000 sets.
-        return bool(self._places[found] == place or self._checks[found] != key["check"])
-
-
-def _note_first(keys: np.ndarray, start: int, doubles: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
-    """Enter check and place of the doubles that come for the first time in `keys`, which begin at place `start`."""
-    found = np.searchsorted(doubles, keys["hash"])
-    found[found == len(doubles)] = 0
-    offsets = np.flatnonzero((doubles[found] == keys["hash"]) & (places[found] < 0))
-    fresh, first = np.unique(found[offsets], return_index=True)
-    places[fresh] = start + offsets[first]
-    checks[fresh] = keys["check"][offsets[first]]
-
-
 def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[Clip], list[int]]]":
     """The videos of one bucket in order of their hash, each once: hash, id, and its clips as they come in the metadata
     with their places in it."""
@@ -336,16 +277,7 @@ def _clip_order(clip: Clip) -> tuple[float, float, str]:
     return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id
 
 
-def _key(clip_id: str) -> bytes:
-    """What two clip ids must not share, the part that decides the key in the tar, as 16 bytes (`KEY`)."""
-    return hashlib.blake2b(_key_stem(clip_id).encode(), digest_size=16).digest()
-
-
 def _listed_as(name: str) -> str:
     """An id as it is compared with the exclude lists."""
-    stem = _key_stem(name)
+    stem = key_stem(name)
     return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
-
-
-def _key_stem(clip_id: str) -> str:
-    return clip_id.removesuffix(".mp4")

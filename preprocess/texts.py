@@ -38,7 +38,7 @@ class TextsConfig(Section):
 
     subtitles: tuple[str, ...] = ()
     """Files or LMDB folders with subtitles by clip id, the first hit wins; a path with `{video_id}` that ends in
-    .vtt or .srt is cut to the clip's span."""
+    .vtt or .srt (UTF-8 or UTF-16) is cut to the clip's span."""
     captions: tuple[str, ...] = ()
     """Files or LMDB folders with published captions by clip id, the first hit wins."""
     require: Literal["none", "any", "subtitle", "caption", "both"] = "none"
@@ -185,7 +185,8 @@ class _LmdbTexts:
         try:
             self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_spare_txns=1)
         except lmdb.Error as error:
-            raise InputError(f"{path} is no readable LMDB folder: {error}") from None
+            problem = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path} is no readable LMDB folder: {problem}") from None
 
     def __call__(self, video_id: str, clip: Clip) -> str | None:
         with self._environment.begin(buffers=False) as transaction:

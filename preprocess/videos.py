@@ -8,6 +8,7 @@ path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -71,23 +72,22 @@ class VideoLocator:
         """The first candidate that is a file."""
         return next((path for path in self.candidates(video_id) if is_file(path)), None)
 
-    def candidates(self, video_id: str) -> list[Path]:
+    def candidates(self, video_id: str) -> Iterator[Path]:
         """All paths at which the video may lie, in order of preference."""
         if self._index is not None:
             named = (self._index.get(form) for form in unicode_forms(video_id))
             path = next((path for path in named if path is not None), None)
             folder = Path(self._config.index).parent
-            return [] if path is None else [folder / form for form in unicode_forms(path)]
-        found: list[Path] = []
+            yield from () if path is None else (folder / form for form in unicode_forms(path))
+            return
         for template in self._config.templates:
             small = self._config.extensions if "{ext" in template else ("",)
             for extension in dict.fromkeys((*small, *map(str.upper, small))):
-                found += paths_of(template, video_id, extension)
-        return found
+                yield from paths_of(template, video_id, extension)
 
     def missing_detail(self, video_id: str) -> str:
         """Where a video was looked for that is not there, for people."""
-        candidates = self.candidates(video_id)
+        candidates = list(self.candidates(video_id))
         if not candidates:
             return f"not named in {self._config.index}"
         more = f" or under {len(candidates) - 1} other names" if len(candidates) > 1 else ""
@@ -164,7 +164,10 @@ def prepare_videos(config: VideosConfig, output: Path) -> None:
     """Make the lookup of `videos.index` below `output`, once: 3 M rows are too many for the memory of every worker."""
     if config.index:
         path = Path(config.index)
-        build_index_once(_rows(path), index_folder(path, output, _KIND))
+        num_repeated = build_index_once(_rows(path), index_folder(path, output, _KIND))
+        if num_repeated:
+            said = f"videos.index: {num_repeated:,} rows of {path} repeat a video id, of each the first counts"
+            print(said, file=sys.stderr, flush=True)
 
 
 def check_index(config: VideosConfig) -> None:

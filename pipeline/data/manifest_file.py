@@ -54,7 +54,9 @@ def sidecar_columns(content: bytes, name: str, columns: list[str]) -> pa.Table:
     """Columns of a sidecar that was read into memory, of the types that the format has. InputError names the file."""
     types = [(column, pa.type_for_alias(SIDECAR_COLUMNS[column])) for column in columns]
     try:
-        return read_table(content, columns).cast(pa.schema(types))
+        table = read_table(content, columns).cast(pa.schema(types))
+        table.validate(full=True)
+        return table
     except Exception as error:  # whatever damaged bytes make the reader raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -70,7 +72,9 @@ def _read_table_of(folder: str) -> pa.Table:
             f"{folder} has no manifest.parquet; write the shards first: python -m preprocess.run CONFIG.yaml"
         ) from None
     try:
-        return read_table(content)
+        table = read_table(content)
+        table.validate(full=True)  # text that is no text
+        return table
     except Exception as error:  # foreign bytes: whatever the reader raises, the file is damaged
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}/manifest.parquet is damaged ({reason}); {_WAY_OUT}") from None

@@ -161,6 +161,8 @@ def end_of(container: "av.container.InputContainer", stream: "av.VideoStream") -
             clock.set_times(packet)
             if is_shown(packet, stream.codec_context.name) and packet.pts is not None:
                 shown.append((packet.pts, packet.duration))
+    except TimeoutError:
+        raise
     except (OSError, ValueError):  # a file that cannot be searched: FFmpegErrors are both
         return None
     if not shown:

@@ -275,6 +275,8 @@ class Stream:
         if complaint := self._complaint():
             raise RunError(complaint)
         assert isinstance(item, Loaded), "share raises a failure"
+        if self._cursor == self._schedule.start() and self._rank == 0:
+            self._warn_of_absent_texts(item)
         return _batch(item)
 
     def _num_usable(self, item: Loaded | Failed) -> int:
@@ -282,6 +284,15 @@ class Stream:
         if isinstance(item, Failed) or not self._texts:
             return 0
         return int(np.any([item.arrays[f"has_{text}_B"] for text in self._texts], axis=0).sum())
+
+    def _warn_of_absent_texts(self, first: Loaded) -> None:
+        """Name a text that the loss compares and no sample has: a wrong `caption_from` takes terms out of the loss."""
+        for text in self._texts or ():
+            if first.arrays["valid_B"].any() and not first.arrays[f"has_{text}_B"].any():
+                logger.warning(
+                    f"no sample of the first batch has a {text}, which the loss compares; check {text}_from of "
+                    "data.sources"
+                )
 
     def _complaint(self) -> str:
         """Why the run may not go on with the bad samples met so far; "" where it may."""

@@ -37,7 +37,7 @@ from pipeline.data.source import (
 from pipeline.data.turn import turn_of
 
 _KEPT_BYTES = 64 * 2**20
-"""Packets of smaller clips are kept from the count to the decode; of larger ones the file is read twice."""
+"""Smaller clips stay open, with their packets, from the count to the decode; larger files are read twice."""
 _MAX_STAND_INS = 1
 _SWSCALE = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9}
 _LIMITED, _FULL = 1, 2
@@ -65,14 +65,16 @@ class EncodedClip(Readable):
 
     def __init__(self, source: bytes | Path) -> None:
         self._source = source
-        self._kept: list[Packet] | None = None
-        with _opened(source) as (container, stream):
+        self._kept: tuple[Any, Any, list[Packet]] | None = None
+        with contextlib.ExitStack() as until_read:
+            container, stream = until_read.enter_context(_opened(source))
             self._colours = colours_of(stream)
             self._unit_s = stream.time_base
             packets = _on_clock(container, stream)
             if isinstance(source, bytes) and len(source) <= _KEPT_BYTES:
-                packets = iter(kept := list(packets))
-                self._kept = kept
+                self._kept = (container, stream, list(packets))
+                packets = iter(self._kept[2])
+                until_read.pop_all()  # they live as long as the clip
             self._pictures = _survey(packets, stream, not _STATES_TIMES.isdisjoint(container.format.name.split(",")))
         self.num_frames = len(self._pictures.times)
         if not self.num_frames:
@@ -107,10 +109,8 @@ class EncodedClip(Readable):
         before, is handed over for such an index.
         """
         hunt = _Hunt(wanted, take, self._pictures, stand_in)
-        with _opened(self._source) as (container, stream):
-            decoder = stream.codec_context
-            start = hunt.start() if jump else 0
-            packets = iter(self._kept) if self._kept is not None else _on_clock(container, stream)
+        start = hunt.start() if jump else 0
+        with self._decoder() as (decoder, packets):
             try:
                 for number, packet in enumerate(packets):
                     if number < start:
@@ -128,6 +128,17 @@ class EncodedClip(Readable):
                 raise DamagedMedia(words_of(error)) from None
         hunt.end()
         return hunt.missing
+
+    @contextlib.contextmanager
+    def _decoder(self) -> Iterator[tuple[Any, Iterator[Packet]]]:
+        """A decoder that knows of nothing yet, and all packets."""
+        if self._kept is not None:
+            _, stream, packets = self._kept
+            stream.codec_context.flush_buffers()
+            yield stream.codec_context, iter(packets)
+            return
+        with _opened(self._source) as (container, stream):
+            yield stream.codec_context, _on_clock(container, stream)
 
 
 class _Hunt:

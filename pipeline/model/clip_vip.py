@@ -197,19 +197,20 @@ class CLIPViP(nn.Module):
         return ids_BL
 
     def _encode_texts(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Unit features of every text, in one pass where that costs less than it saves.
+        """Unit features of every text; in one pass where that costs less than it saves.
 
         A GPU at small batches waits for launches, so that padding is cheaper than a second pass; a CPU computes every
-        token that it is given.
+        token that it is given. The choice must not hang on the lengths at hand: under ZeRO 3 all ranks have to call the
+        tower equally often.
         """
-        lengths = {ids_BL.shape[1] for ids_BL in given.values()}
-        if self.few_text_lengths:
-            lengths = {text_length(max(lengths), self.architecture.text_cfg.context_length)} if lengths else lengths
-        elif any(ids_BL.device.type == "cuda" for ids_BL in given.values()):
-            lengths = {max(lengths)}
-        if len(lengths) != 1:
+        if not given:
+            return {}
+        on_gpu = self.pixel_mean.device.type == "cuda"
+        if not (self.few_text_lengths or on_gpu):
             return {name: _unit(self.text(ids_BL)) for name, ids_BL in given.items()}
-        (length,) = lengths
+        length = max(ids_BL.shape[1] for ids_BL in given.values())
+        if self.few_text_lengths:
+            length = text_length(length, self.architecture.text_cfg.context_length)
         padded = [F.pad(ids_BL, (0, length - ids_BL.shape[1])) for ids_BL in given.values()]
         features = torch.split(_unit(self.text(torch.cat(padded))), [len(ids_BL) for ids_BL in padded])
         return dict(zip(given, features, strict=True))

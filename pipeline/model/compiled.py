@@ -7,6 +7,7 @@ All blocks have the same code, so that what is compiled for the first serves the
 itself: kernels of fixed sizes are faster, and there are few (whole clips, middle frames, texts of a few lengths).
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,17 +52,20 @@ class CompiledBlocks:
             return self._compiled
         if len(self._known) >= MAX_SHAPES or not self._compiled:
             return self._eager
-        if not self._must and (error := self._failure(x_BNW, attend)) is not None:
-            logger.warning(f"blocks run without torch.compile, which failed: {error}")
+        try:
+            self._compile(x_BNW, attend)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if self._must:
+                raise
+            logger.warning(f"blocks run without torch.compile, which failed: {' '.join(str(error).split())[:200]}")
             self._compiled = []
             return self._eager
         self._known.add(key)
         return self._compiled
 
-    def _failure(self, x_BNW: Tensor, attend: Any) -> str | None:
-        """Try the first block on this input; what the compiler says where it fails."""
-        try:
+    def _compile(self, x_BNW: Tensor, attend: Any) -> None:
+        """Run the first block on this input, for the compiler's sake."""
+        with warnings.catch_warnings():
+            # The compiler itself looks whether its inputs have gradients.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
             self._compiled[0](x_BNW, attend)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            return " ".join(str(error).split())[:200]
-        return None

@@ -220,7 +220,7 @@ def row(printed: str, name: str) -> str:
 
 def test_the_shipped_recipe_has_a_plan_before_there_are_data(capsys) -> None:
     """The command of the README, on a machine with nothing: three epochs of HD-VILA-100M, and it says so."""
-    printed = planned(capsys, "configs/pretrain/b32.yaml", "--gpus", "32", "--gpu", "h200")
+    printed = planned(capsys, "configs/pretrain/b32.yaml", "--gpus", "32", "--gpu", "h200", "--mode", "eager")
     assert "92,000,000 clips of HD-VILA-100M (usable clips): data/shards/hdvila cannot be counted" in printed
     # By hand: 3 x 92 M clips at the measured 140 clips/s a GPU, longer by what traffic adds.
     (hours,) = re.findall(r"([\d,.]+) GPU-hours", printed)
@@ -231,6 +231,29 @@ def test_the_shipped_recipe_has_a_plan_before_there_are_data(capsys) -> None:
     assert row(printed, "computing").startswith("229 ms, measured at 32, 128, 256 clips (h200")
     said = row(printed, "communication")
     assert "at 50 GB/s (assumed; between nodes, --network-gb-s), 50% of it hidden (assumed; --overlap)" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ([], "fast"),
+        (["engine.capture=false"], "compiled"),
+        (["engine.capture=false", "engine.compile=false"], "eager"),
+        (["engine.zero_stage=3"], "eager"),
+        (["model.checkpoint_activations=true"], "compiled"),
+        (["engine.capture=false", "--mode", "fast"], "fast"),
+    ],
+)
+def test_a_step_is_planned_as_the_config_runs_it(capsys, words: list[str], mode: str) -> None:
+    printed = planned(capsys, "configs/pretrain/b32.yaml", "--gpus=32", "--gpu=h200", *words)
+    assert f", {mode}, 2" in row(printed, "computing")
+
+
+def test_what_rests_on_a_prototype_says_so(capsys) -> None:
+    if any(point.mode == "fast" and point.source != "prototype" for point in SPEEDS.points):
+        pytest.skip("the trainer itself was measured")
+    printed = planned(capsys, "configs/pretrain/b32.yaml", "--gpus=32", "--gpu=h200", "engine.zero_stage=1")
+    assert re.search(r"assumed \(.*from a plain loop\), measured at .* with a prototype\)", row(printed, "computing"))
 
 
 def test_options_of_links_change_the_traffic(capsys) -> None:
@@ -292,7 +315,9 @@ def test_a_set_of_unknown_size_needs_its_clips(capsys, tmp_path: Path) -> None:
         printed = planned(capsys, config, *words)
         assert row(printed, "clips in the run") == "1,992 (166 steps)", "two epochs of 83 whole batches of 12"
         assert row(printed, "storage") == "548 KB of shards at 548 B a clip"
-    assert row(planned(capsys, config, "clips=1000", "data.epoch_end=carry"), "clips in the run") == "2,004 (167 steps)"
+    for ending, expected in (("drop", "2,988 (249 steps)"), ("carry", "3,000 (250 steps)")):
+        printed = planned(capsys, config, "clips=1000", "epochs=3", f"data.epoch_end={ending}")
+        assert row(printed, "clips in the run") == expected
     printed = planned(capsys, config, "clips=1000", "epochs=null", "steps=3")
     assert row(printed, "clips in the run") == "36 (3 steps)"
     assert "548 KB of shards" in printed
@@ -315,7 +340,7 @@ def test_another_card_is_given_by_hand(capsys, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'mi300x' is unknown; known are .*h100.*--tflops.*--memory-gb"):
         plan_main(words)
     printed = planned(capsys, *words, "--tflops", "1307", "--memory-gb=192")
-    assert "2 x mi300x of 192 GB and 1,307 TFLOP/s" in printed
+    assert "2 x mi300x at 1,307 TFLOP/s (dense bf16 peak), 192 GB" in printed
     assert "mi300x from h200 by the ratio of datasheet peaks" in printed
     assert "of 60 GB per GPU" in planned(capsys, config, "--gpu=h100", "--memory-gb=60")
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from preprocess.benchmarks.split import read_csv
@@ -23,6 +25,7 @@ from preprocess.merge import main as merge_main
 from preprocess.metadata import MetadataConfig
 from preprocess.retry import main as retry_main
 from preprocess.run import main, run
+from preprocess.table_guess import columns_of, guess_table
 
 CSV = "video_id,clip_id,start,end,caption\nv,a,0,1,hello\nv,b,1,2,hello\n"
 ROWS = [
@@ -195,6 +198,14 @@ def test_a_set_without_one_clip_is_not_done(small_set: dict[str, Any], tmp_path:
         retry_main(other)
 
 
+@pytest.mark.parametrize("name", ["M.CSV", "m.Csv.GZ", "m.TSV", "m.JSONL.Zst"])
+def test_suffixes_in_capitals(name: str, tmp_path: Path) -> None:
+    text = JSONL if "JSONL" in name else CSV.replace(",", "\t") if "TSV" in name else CSV
+    pack = {"GZ": gzip.compress, "Zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    assert [row["clip_id"] for row in read_rows(tmp_path / name, 4096) if isinstance(row, dict)] == ["a", "b"]
+
+
 QUOTES = {
     "never closed": ('a,"hello\nb,two\nc,three\n', r"m\.csv:2: a quote opens in this line and takes the lines up to 4"),
     "closed by the next one": ('a,"hello\nb,two\nc,"three"\n', r"m\.csv:2: a quote opens in this line"),
@@ -257,3 +268,32 @@ def test_bytes_that_are_no_utf_8_are_counted(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "m.json").write_bytes(b'[{"text": "caf\xe9 \xff"}]')
     assert list(read_rows(tmp_path / "m.json", 4096)) == [{"text": "caf\ufffd \ufffd"}]
     assert "m.json: 2 bytes are no UTF-8" in capsys.readouterr().err
+
+
+HOSTILE = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.lists(
+        st.sampled_from([b'"', b",", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"a", b";", b" "])
+    ).map(b"".join),
+    st.builds(
+        lambda data, place, byte: data[: place % len(data)] + byte + data[place % len(data) + 1 :],
+        st.sampled_from([JSONL.encode(), CSV.encode(), json.dumps(ROWS).encode(), parquet(), gzip.compress(b"a,b\n1")]),
+        st.integers(0, 5000),
+        st.binary(max_size=4),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=HOSTILE, suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "csv.gz", "jsonl.zst"]))
+def test_whatever_bytes_a_table_holds_it_is_rows_or_one_line(
+    data: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"hostile.{suffix}"
+    path.write_bytes(data)
+    for read in (lambda: list(read_rows(path, 64)), lambda: columns_of(path, 64), lambda: guess_table(path, ["a"], [])):
+        try:
+            read()
+        except InputError as error:
+            assert "\n" not in str(error) and "Traceback" not in str(error)

@@ -110,8 +110,8 @@ def test_texts_of_a_few_lengths_go_through_the_tower_in_one_pass() -> None:
     for kind in ("subtitle_BD", "caption_BD"):
         torch.testing.assert_close(getattr(found, kind), getattr(expected, kind), rtol=1e-9, atol=1e-12)
     model.few_text_lengths = False
-    model(subtitle=given["caption"], caption=given["caption"])  # of one length: nothing is padded, nothing is lost
-    assert seen[1:] == [(6, 5)]
+    model(subtitle=given["caption"], caption=given["caption"])
+    assert seen[1:] == [(3, 5), (3, 5)]  # whatever the lengths: under ZeRO 3 all ranks must call it equally often
 
 
 @pytest.mark.heavy
