@@ -54,7 +54,7 @@ def test_a_node_without_its_videos_is_left_out(bench: Bench, shards) -> None:
     # A task sees what its node has mounted: its working directory.
     (nodes / "python").write_text(f'cd {nodes}/$SLURMD_NODENAME && exec {sys.executable} "$@"\n')
     words = ["--config", bench.file("shards_train.yaml"), "--nodes", "2", "--shards-per-task", "4"]
-    words += ["--name", "unmounted", "--python", f"bash {nodes}/python", "videos.templates=[videos/{video_id}.{ext}]"]
+    words += ["--name", "unmounted", "--python", f"bash {nodes}/python", "videos.templates=['videos/{video_id}.{ext}']"]
     array, merge = bench.queue("slurm_shards.py", *words, f"output={output}")
     bench.await_end(merge, "unmounted")
     ended = [row for task in (0, 1) for row in bench.endings("unmounted", f"{array}_{task}")]
