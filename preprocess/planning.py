@@ -73,6 +73,8 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
             where = error.filename2 or error.filename
             raise InputError(f"cannot write {where}: {error.strerror}; remove what lies there") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(fresh)) from None  # reading names no file
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Plan.open(output / "plan")

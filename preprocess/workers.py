@@ -252,6 +252,8 @@ def _work(
             return
         except Exception as error:
             said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            if isinstance(error, OSError) and error.filename is None:  # reading names no file
+                said += f", below {config.output}"
             pipe.send(RunError(f"a worker cannot open what it needs ({type(error).__name__}: {said})"))
             return
         pipe.send(_Ready())
