@@ -10,7 +10,8 @@ Each query must find its positive among candidates of the whole global batch.
 
     loss, terms = contrastive_loss(*features, has_subtitle_B, has_caption_B, LossConfig(name="vsc_fc"))
 
-Of every logit matrix a rank computes the rows of its own videos, once, whatever the number of terms that read it.
+Of every logit matrix a rank computes the rows of its own videos, once, whatever the number of terms that read it. Where
+one block is enough, all matrices and terms go together (`whole`).
 A clip without a subtitle (or caption) is neither query, positive nor candidate wherever that text takes part; a mean
 is over the queries that are left, on all ranks.
 """
@@ -26,6 +27,7 @@ from pipeline.errors import InputError
 from pipeline.losses.blocks import LogitMatrix, negatives
 from pipeline.losses.ranks import Ranks
 from pipeline.losses.terms import NAMES, TERMS, TEXTS, LossConfig, Term, kinds_of, matrices_of
+from pipeline.losses.whole import fits, term_parts
 
 Pairs = dict[tuple[str, str], Tensor]
 """(kind of the query, kind of the candidate) to [B], a number for each clip of this rank."""
@@ -55,23 +57,42 @@ def contrastive_loss(
     ranks = Ranks(group)
     with torch.autocast(logit_scale.device.type, enabled=False):
         masks_N2 = ranks.gather(torch.stack([has_subtitle_B, has_caption_B], dim=1).to(torch.uint8)).bool()
-        clips = _Clips(
-            local=local,
-            texts={kind: ranks.gather(local[kind]) for kind in TEXTS if kind in local},
-            has_text={"s": masks_N2[:, 0], "c": masks_N2[:, 1]},
-            all_have_text=dict(zip(TEXTS, _known_to_be_full(masks_N2), strict=True)),
-            logit_scale=_at_least_float32(logit_scale).reshape([]),
-            ranks=ranks,
-            block_side=config.block_side,
-        )
-        positives, against = _logits(terms, clips)
-        parts = torch.stack([_term_loss(term, positives, against, clips) for term in terms])
+        texts = {kind: ranks.gather(local[kind]) for kind in TEXTS if kind in local}
+        scale = _at_least_float32(logit_scale).reshape([])
+        if fits(terms, len(has_subtitle_B), len(masks_N2), config.block_side):
+            here_B2 = torch.stack([has_subtitle_B, has_caption_B], dim=1)
+            parts = term_parts(terms, local, texts, masks_N2, here_B2, scale, ranks)
+        else:
+            parts = _parts_by_block(terms, local, texts, masks_N2, scale, ranks, config.block_side)
         values = ranks.sum(parts.detach())
         factor = 1 / len(terms) if config.reduction == "mean" else 1.0
         # The value is global; the gradient is that of this rank's rows, times the ranks that it will be averaged over.
         scaled = parts.sum() * (factor * ranks.count)
         loss = scaled + (values.sum() * factor - scaled).detach()
     return loss, {term.name: value for term, value in zip(terms, values, strict=True)}
+
+
+def _parts_by_block(
+    terms: tuple[Term, ...],
+    local: dict[str, Tensor],
+    texts: dict[str, Tensor],
+    masks_N2: Tensor,
+    logit_scale: Tensor,
+    ranks: Ranks,
+    block_side: int,
+) -> Tensor:
+    """This rank's part of every term, with logits in blocks: bounded memory at any size of the batch."""
+    clips = _Clips(
+        local=local,
+        texts=texts,
+        has_text={"s": masks_N2[:, 0], "c": masks_N2[:, 1]},
+        all_have_text=dict(zip(TEXTS, _known_to_be_full(masks_N2), strict=True)),
+        logit_scale=logit_scale,
+        ranks=ranks,
+        block_side=block_side,
+    )
+    positives, against = _logits(terms, clips)
+    return torch.stack([_term_loss(term, positives, against, clips) for term in terms])
 
 
 @dataclass(frozen=True)
