@@ -235,6 +235,7 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
     report_start(config, model, checkpoint, progress, total_steps)
     for remark in stream.remarks() if is_main() else ():
         logger.warning(remark)
+    logger.info(engine.way.describe())
     mirror = Mirrors()
     if is_main():
         values = config.model_dump(mode="json")

@@ -26,7 +26,7 @@ def train(folder: Path, shards: Path, name: str, *words: str) -> list[dict[str, 
             "sources": [{"shards": str(shards)}],
             "num_frames": FRAMES,
             "num_text_tokens": 32,
-            "num_workers": 2,
+            "num_workers": 0,
             "index_folder": str(folder / "index"),
         },
         "batch": {"global_batch_size": 16},
@@ -110,7 +110,7 @@ def test_pixels_arrive_as_they_were(shards: Path, tmp_path: Path) -> None:
             "sources": [{"shards": str(shards)}],
             "num_frames": FRAMES,
             "num_text_tokens": 8,
-            "num_workers": 1,
+            "num_workers": 0,
             "index_folder": tmp_path,
         }
     )

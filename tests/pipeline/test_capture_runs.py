@@ -47,10 +47,22 @@ def test_a_captured_run_is_the_eager_one_and_resumes_to_the_last_bit(folder, tmp
             for stop in [*(f"stop_at_step={step}" for step in stops), "stop_at_step=null"]:
                 assert pool.run(cases.training_case, [*words, stop]) == [0]
             rows[name] = kept(tmp_path / "runs" / name)
+            assert said(tmp_path / "runs" / name) == (WITH if capture else WITHOUT)
     assert rows["resumed"] == rows["captured"]
     assert len(rows["eager"]) == 7
     for ours, eager in zip(rows["captured"], rows["eager"], strict=True):
         assert ours == pytest.approx(eager, rel=1e-3)
+
+
+WITH = "the step runs with eager blocks, with captured towers"
+WITHOUT = "the step runs with eager blocks, without captured graphs"
+
+
+def said(run: Path) -> str:
+    """Which way the last start of a run said that it runs; once a start."""
+    log = (run / "logs" / "rank_00000.log").read_text()
+    assert log.count("the step runs") == log.count("M parameters")
+    return WITH if WITH in log else WITHOUT
 
 
 def kept(run: Path) -> list[dict[str, float]]:

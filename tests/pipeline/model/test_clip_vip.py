@@ -16,7 +16,7 @@ from pipeline.model.clip_vip import CLIPViP
 from pipeline.model.config import ModelConfig
 from pipeline.model.layers import BlockShape, Transformer
 from pipeline.model.patches import PatchEmbedding
-from pipeline.model.text_tower import trim_texts
+from pipeline.model.text_tower import TEXT_LENGTHS, trim_texts
 from tests.pipeline.model import dense, golden, tiny
 
 MEAN_POOLING = {"pooling": "mean", "num_proxies": 1, "num_temporal": 0}
@@ -384,3 +384,26 @@ def test_transformer_without_layers_is_the_identity() -> None:
     shape = BlockShape(width=8, heads=2, inner_width=32, quick_gelu=True, layer_scale=None)
     x = torch.randn(1, 3, 8)
     assert Transformer(0, shape, checkpoint_activations=False)(x, lambda q, k, v: q) is x
+
+
+@pytest.mark.heavy
+def test_texts_of_any_length_compile_a_bounded_number_of_variants() -> None:
+    """200 batches of random lengths: no more shapes than there are text lengths; the features are the eager ones."""
+    model, compiled_graphs = tiny.model(torch.float32).train(), []
+    eager = copy.deepcopy(model)
+
+    def counting(graph: Any, inputs: list[Tensor]) -> Any:
+        compiled_graphs.append(len(inputs))
+        return graph
+
+    model.few_text_lengths = True
+    model.text.transformer.compile_blocks(counting, must=True)  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    for number in range(200):
+        lengths = torch.randint(2, 78, (3,), generator=draw).tolist()
+        found = model(subtitle=tiny.texts(lengths)).subtitle_BD
+        if number % 40 == 0:
+            expected = eager(subtitle=tiny.texts(lengths)).subtitle_BD
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(compiled_graphs) <= len(TEXT_LENGTHS) + 1
+    assert model.text.transformer._compiled.num_shapes <= len(TEXT_LENGTHS) + 1
