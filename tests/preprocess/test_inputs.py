@@ -42,6 +42,7 @@ def parquet() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+PACKED = gzip.compress(CSV.encode(), mtime=0)
 UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "semicolons": ("m.csv", CSV.replace(",", ";").encode(), r"video_id;clip_id;start.*;-separated: save it with"),
     "tabs": ("m.csv", CSV.replace(",", "\t").encode(), r"tab-separated: end its name in \.tsv"),
@@ -53,7 +54,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "UTF-16 without a mark": ("m.csv", CSV.encode("utf-16-le"), "is UTF-16"),
     "UTF-32": ("m.csv", CSV.encode("utf-32"), "is UTF-32"),
     "UTF-16 JSON": ("m.jsonl", JSONL.encode("utf-16"), "is UTF-16"),
-    "gzip by another name": ("m.csv", gzip.compress(CSV.encode(), mtime=0), r"is gzip-compressed: end its name in \.gz"),
+    "gzip by another name": ("m.csv", PACKED, r"is gzip-compressed: end its name in \.gz"),
     "zstd by another name": ("m.jsonl", zstandard.compress(JSONL.encode()), r"is zstd-compressed"),
     "zstd called gzip": ("m.csv.gz", zstandard.compress(CSV.encode()), r"is zstd-compressed"),
     "plain called gzip": ("m.csv.gz", CSV.encode(), "is not compressed, whatever its name says"),
@@ -278,7 +279,7 @@ HOSTILE = st.one_of(
     ).map(b"".join),
     st.builds(
         lambda data, place, byte: data[: place % len(data)] + byte + data[place % len(data) + 1 :],
-        st.sampled_from([JSONL.encode(), CSV.encode(), json.dumps(ROWS).encode(), parquet(), gzip.compress(b"a,b\n1", mtime=0)]),
+        st.sampled_from([JSONL.encode(), CSV.encode(), json.dumps(ROWS).encode(), parquet(), PACKED]),
         st.integers(0, 5000),
         st.binary(max_size=4),
     ),
