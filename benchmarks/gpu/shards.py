@@ -31,7 +31,7 @@ SEEN = "a person in a kitchen holds a pan over a stove"
 def write_shards(folder: Path, *, num_clips: int, size_px: int) -> None:
     """A set of `num_clips` clips in `folder`, the same bytes every time."""
     draw = np.random.default_rng(0)
-    pictures = [_picture(draw, size_px) for _ in range(PICTURES)]
+    pictures = [picture(draw, size_px) for _ in range(PICTURES)]
     (folder / "shards").mkdir(parents=True)
     rows = []
     for number, first in enumerate(range(0, num_clips, CLIPS_PER_SHARD)):
@@ -46,7 +46,7 @@ def write_shards(folder: Path, *, num_clips: int, size_px: int) -> None:
     _write_parquet(folder / "manifest.parquet", rows, MANIFEST_COLUMNS, facts)
 
 
-def _picture(draw: np.random.Generator, size_px: int) -> bytes:
+def picture(draw: np.random.Generator, size_px: int) -> bytes:
     """Noise at three scales, as a JPEG."""
     pixels = np.zeros((size_px, size_px, 3), np.float32)
     for cells, weight in ((size_px // 32, 70), (size_px // 8, 25), (size_px // 2, 8)):

@@ -100,7 +100,7 @@ def test_the_trainer_is_set_beside_reference_and_engine():
 
 def test_a_clip_of_the_benchmark_is_a_video():
     draw = shards.np.random.default_rng(0)
-    pictures = [shards._picture(draw, 32) for _ in range(4)]
+    pictures = [shards.picture(draw, 32) for _ in range(4)]
     with av.open(io.BytesIO(shards.motion_jpeg(pictures, 32))) as container:
         frames = list(container.decode(video=0))
     assert [round(frame.time * 3) for frame in frames] == [0, 1, 2, 3]

@@ -37,6 +37,16 @@ def _exact_products() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _process_group() -> None:
+    """One group for all tests: a run that made its own would end it, and DeepSpeed goes on with the one it met first."""
+    if DEVICE.type == "cuda" or REHEARSAL:
+        from pipeline.engine import start_distributed
+        from pipeline.engine_config import EngineConfig
+
+        start_distributed(EngineConfig.model_validate({"device": DEVICE.type, "precision": "fp32", "tf32": False}))
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Motion JPEG clips, written without ffmpeg."""
