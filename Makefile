@@ -8,7 +8,7 @@ ARGS ?=
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --timeout=300
 
-.PHONY: help setup demo shards check format test test-fast test-slow test-cluster test-gpu bench-gpu lock clean
+.PHONY: help setup demo shards check format test test-fast test-slow soak test-cluster test-gpu bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -50,6 +50,9 @@ test-fast: $(READY)  ## the inner loop: under 2 minutes
 
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
 	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
+
+soak: $(READY)  ## damage to every kind of foreign bytes, for MINUTES=5; SEED=1000 is where the search starts
+	SOAK_MINUTES=$(or $(MINUTES),5) SOAK_SEED=$(or $(SEED),1000) $(PYTEST) -n $(JOBS) -m soak $(ARGS)
 
 test-cluster: $(READY)  ## on a real SLURM of 8 nodes, started on this machine; needs root, installs SLURM
 	$(PYTEST) -n $(JOBS) --dist worksteal -m cluster $(or $(ARGS),tests/cluster)

@@ -1,9 +1,10 @@
 """The links of a chain: planned against what the links before them will have written.
 
-links = plan_links(options, shard_configs=[...], files={"pretrain": ..., "evaluate": ...})
+links, finished = plan_links(options, shard_configs=[...], files={"pretrain": ..., "evaluate": ...})
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from launch.shards import plan_shards, report_shards, run_shards_here, submit_sh
 from launch.start import report, require, write_config
 from launch.submit import submit
 from launch.training import Plan, folder_of_finished, plan_training, read_train_config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from pipeline.model.config import ModelConfig
@@ -40,8 +41,12 @@ class Link:
     """The next link waits for this one; false for all shard sets but the last, which are written side by side."""
 
 
-def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, str]) -> list[Link]:
-    """Plan and check every link; InputError for the first that is wrong. A run that is finished needs none any more."""
+def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, str]) -> tuple[list[Link], list[str]]:
+    """Plan and check every link; InputError for the first that is wrong.
+
+    Returns the links, and a line for each run that is finished, which needs no link any more.
+    """
+    finished: list[str] = []
     # A link that asks for no GPU gets none, though others do.
     options = replace(options, gpus_given=False)
     overrides = split_overrides(options.overrides, ["shards", *files])
@@ -50,7 +55,8 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
     without_gpus = options.site.model_copy(update={"gpus_per_node": 0})
     for number, config in enumerate(shard_configs):
         mine = replace(options, config=(config,), overrides=overrides["shards"], name=None, site=without_gpus)
-        plan = plan_shards(mine)
+        with of_link("shards"):
+            plan = plan_shards(mine)
         to_come.append(plan.output)
         links.append(
             Link(
@@ -72,13 +78,16 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
             words = (*words, f"init_from={trained}")
         mine = replace(options, config=(files[kind],), overrides=words, name=_name(options, kind))
         # The same chain again goes on; a run of another config is refused all the same.
-        mine = replace(mine, resume=read_train_config(mine).resume != "never")
-        done = folder_of_finished(mine)
+        with of_link(kind):
+            mine = replace(mine, resume=read_train_config(mine).resume != "never")
+        with of_link(kind):
+            done = folder_of_finished(mine)
         if done is not None:
-            print(f"nothing is left to do for {kind}: {done}")
+            finished.append(f"nothing is left to do for {kind}: {done}")
             trained, model = done, None
             continue
-        training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
+        with of_link(kind):
+            training = plan_training(mine, "pretrain" if kind == "pretrain" else "finetune", to_come)
         links.append(_link(kind, training, mine, lambda plan=training, mine=mine: train_here(plan, mine)))  # type: ignore[misc]
         trained = training.job.work.run_folder
         # What it starts from may be to come as well; only its shapes count here.
@@ -92,11 +101,21 @@ def plan_links(options: Options, shard_configs: Sequence[str], files: dict[str, 
         mine = replace(
             options, config=(files["evaluate"],), overrides=overrides["evaluate"], name=_name(options, "evaluate")
         )
-        evaluation = plan_evaluation(mine, trained, tuple(to_come), model)
+        with of_link("evaluate"):
+            evaluation = plan_evaluation(mine, trained, tuple(to_come), model)
         links.append(_link("evaluate", evaluation, mine, lambda: evaluate_here(evaluation, trained, mine)))
     if not links and trained is None:
         raise InputError("an empty chain; give --shards, --pretrain, --finetune, --evaluate")
-    return links
+    return links, finished
+
+
+@contextmanager
+def of_link(kind: str) -> Iterator[None]:
+    """Put the link's name before what is wrong with it: its keys are those after the name on the command line."""
+    try:
+        yield
+    except (InputError, RunError) as error:
+        raise (InputError if isinstance(error, InputError) else RunError)(f"{kind}: {error}") from None
 
 
 def _name(options: Options, kind: str) -> str | None:

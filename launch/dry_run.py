@@ -29,8 +29,10 @@ class Report:
     """Memory, hours, storage."""
 
 
-def show_reports(reports: Sequence[Report], *, allow_missing: bool, are_links: bool = False) -> int:
-    """Print the reports, those of a chain by the name of each link.
+def show_reports(
+    reports: Sequence[Report], *, allow_missing: bool, are_links: bool = False, finished: Sequence[str] = ()
+) -> int:
+    """Print the reports, those of a chain by the name of each link, with a line for what is `finished`.
 
     Returns the exit code: 1 where something is missing, unless that is allowed.
     """
@@ -39,6 +41,8 @@ def show_reports(reports: Sequence[Report], *, allow_missing: bool, are_links: b
     print(f"# verdict: {f'not ready, {things} missing' if missing else 'ready'}; nothing was submitted (--dry-run)")
     for report, line in missing:
         print(f"missing  {f'{report.kind}: ' * are_links}{line}")
+    for line in finished:
+        print(f"ok       {line}")
     for report in reports:
         for fact in report.facts:
             print(f"ok       {f'{report.kind}: ' * are_links}{fact}")

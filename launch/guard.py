@@ -73,7 +73,7 @@ def main(argv: list[str], controller: Controller | None = None) -> int:
         finished=is_finished(given.finished, given.code),
         futile=count_futile(events, progress),
         rank_codes=tuple(row["code"] for row in exits),
-        first_failure="rank {rank} on {node} failed: {error}".format(**exits[0]) if exits else "",
+        first_failure=in_words(exits[0]) if exits else "",
         may_requeue=not given.no_requeue,
         excluded=",".join(excluded),
         machine_fault=machine_fault,
@@ -96,6 +96,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requeue-exit-code", type=int, help="exit code that slurm.conf requeues (RequeueExit)")
     parser.add_argument("--code", type=int, default=0, help="exit code of srun")
     return parser.parse_args(argv)
+
+
+def in_words(exited: Row) -> str:
+    """Which rank failed, where and why."""
+    how = " by a fault of its machine" if exited.get("machine_fault") else ""
+    return f"rank {exited['rank']} on {exited['node']} failed{how}: {exited['error']}"
 
 
 def is_finished(files: Sequence[str], code: int) -> bool:

@@ -148,8 +148,8 @@ def run_entry(work: Work, settings: TaskSettings, place: Place) -> Outcome:
         del store  # it had to live as long as the entry: on rank 0 it is the server
         return Outcome(code, "" if code == 0 else f"{work.module} ended with exit code {code}")
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
         is_fault = isinstance(error, MachineFault)
+        print(f"{'machine fault' if is_fault else 'error'}: {error}", file=sys.stderr, flush=True)
         sick = error.nodes if isinstance(error, SickNodes) else [place.node] * is_fault
         return Outcome(error.exit_code, str(error), tuple(sick), is_fault)
     except SystemExit as left:

@@ -28,11 +28,13 @@ from launch.job import VISIBLE_DEVICES, Work, leave_with_parent, run_work
 from launch.rendezvous import LOCAL_JOB
 from launch.run_folder import JobFolder, Row
 from launch.submit import Job, task_settings
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, MachineFault, RunError
 
 POLL_S = 0.2
 WAIT_FOR_OTHERS_S = 15.0
 """When one rank has failed, the others wait for it in vain."""
+SAID = ("error: ", "machine fault: ")
+"""How a line begins by which an entry says why it failed."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -178,7 +180,7 @@ def _raise_failure(
 ) -> None:
     """Raise what the rank that failed first said, which is shown once, or that ranks were killed."""
     exits = folder.exits(name, 0)
-    said = {f"error: {row['error']}" for row in exits}
+    said = {f"{kind}{row['error']}" for row in exits for kind in SAID}
     for line in held_back:
         if line not in said:
             print(line, file=sys.stderr, flush=True)
@@ -187,7 +189,8 @@ def _raise_failure(
         if error == "interrupted":
             raise RunError(f"interrupted{hint}")
         whose = f"rank {rank}: " if num_tasks > 1 else ""
-        kind = InputError if code == InputError.exit_code else RunError
+        is_fault = exits[0].get("machine_fault", False)
+        kind = MachineFault if is_fault else InputError if code == InputError.exit_code else RunError
         raise kind(f"{whose}{error}; its output: {folder.log(name, rank)}")
     lost = [rank for rank in range(num_tasks) if not folder.has_result(name, rank)]
     if lost and signals.is_over:
@@ -207,7 +210,7 @@ class Output:
         self._name = name
         self._start = 0
         self.errors: list[str] = []
-        """Lines that begin with "error: "."""
+        """Lines that say one."""
 
     def show(self) -> None:
         """Show what is new; a line that is still being written waits."""
@@ -219,7 +222,7 @@ class Output:
             whole, newline, _ = stream.read().rpartition(b"\n")
         self._start += len(whole) + len(newline)
         for line in whole.decode(errors="replace").split("\n") if newline else []:
-            if line.startswith("error: "):
+            if line.startswith(SAID):
                 self.errors.append(line)
             elif not line.startswith("submitit "):
                 sys.stdout.write(f"{line}\n")

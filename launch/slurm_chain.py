@@ -45,9 +45,12 @@ def main(argv: list[str]) -> int:
         raise InputError("--config has no meaning for a chain; give --shards, --pretrain, --finetune, --evaluate")
     chosen = {name: options.extra[name] for name in LINKS[1:] if options.extra[name]}
     files = {name: str(find_config(file)) for name, file in chosen.items()}
-    links = plan_links(options, [str(find_config(file)) for file in options.extra["shards"]], files)
+    links, finished = plan_links(options, [str(find_config(file)) for file in options.extra["shards"]], files)
     if options.dry_run:
-        return show_reports([link.report() for link in links], allow_missing=options.allow_missing, are_links=True)
+        reports = [link.report() for link in links]
+        return show_reports(reports, allow_missing=options.allow_missing, are_links=True, finished=finished)
+    for line in finished:
+        print(line)
     if options.cluster == "local":
         run_links(links)
         return 0

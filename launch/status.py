@@ -15,6 +15,7 @@ if __name__ == "__main__":  # started as a file: imports begin in the checkout, 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.cluster import ROOT
+from launch.overview import is_run, local_state, overview
 from launch.run_folder import JobFolder, Row, read_json
 from launch.scheduler import accounted_state, job_states
 from launch.wait import describe
@@ -22,6 +23,7 @@ from pipeline.errors import InputError, run_command
 from pipeline.metrics_lines import read_lines
 
 USAGE = "usage: python launch/status.py [RUN]    (a run folder, or its name below runs/; none: all of them)"
+MAX_JOBS = 20
 TAIL_LINES = 12
 TAIL_BYTES = 65536
 
@@ -47,41 +49,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def overview() -> list[str]:
-    """A line for each run below runs/, the one that was touched last first."""
-    places = {place.resolve() for place in (Path("runs"), ROOT / "runs") if place.is_dir()}
-    runs = [run for place in places for run in place.iterdir() if _is_run(run)]
-    if not runs:
-        return [f"no runs below {' or '.join(map(str, sorted(places))) or ROOT / 'runs'}"]
-    runs.sort(key=lambda run: run.stat().st_mtime, reverse=True)
-    states = job_states([str(JobFolder(run).submissions()[-1]["job"]) for run in runs if JobFolder(run).submissions()])
-    width = max(len(run.name) for run in runs)
-    return [f"{run.name:<{width}}  {summary(run, states)}" for run in runs]
-
-
-def summary(run: Path, states: dict[str, str]) -> str:
-    """A run in a few words: its newest job, its newest checkpoint, whether it is finished."""
-    folder, words = JobFolder(run), []
-    submissions = folder.submissions()
-    if submissions:
-        last = {"kind": "unknown", "tasks": 1} | submissions[-1]
-        is_local = last.get("cluster") == "local"
-        state = local_state(folder, last) if is_local else states.get(str(last["job"]), "gone from SLURM")
-        words.append(f"{last['kind']} {last['job']} {state}")
-    steps = sorted(run.glob("checkpoints/step_*/COMPLETE.json"))
-    words += [steps[-1].parent.name] if steps else []
-    words += ["finished"] if (run / "COMPLETE").exists() else []
-    return "; ".join(words) or "no job, no checkpoint"
-
-
-def _is_run(run: Path) -> bool:
-    return (run / "jobs").is_dir() or (run / "metrics.jsonl").exists()
-
-
 def find_run(word: str) -> Path:
     """A folder, or the name of one below runs/."""
     for place in (Path(word), Path("runs") / word, ROOT / "runs" / word):
-        if _is_run(place):
+        if is_run(place):
             return place.resolve()
     raise InputError(f"no run at {word}: neither a run folder nor a name below {ROOT / 'runs'}")
 
@@ -109,9 +80,18 @@ def job_lines(folder: JobFolder) -> list[str]:
     lines.append(f"requeues    {len(requeues)}")
     requeued = [row for rows in events.values() for row in rows if row.get("action") == "requeue"]
     lines += [f"because     {row.get('why', 'it did not say')}" for row in requeued]
-    left_out = sorted({name for row in requeued for name in str(row.get("excluded", "")).split(",") if name})
-    lines += [f"left out    {', '.join(left_out)}"] if left_out else []
+    left_out = nodes_left_out(folder, submissions)
+    lines += (
+        [f"left out    {', '.join(left_out)}, after a fault of the machine or in the preflight"] if left_out else []
+    )
     return lines + cancelled_lines(folder, last, state)
+
+
+def nodes_left_out(folder: JobFolder, submissions: list[Row]) -> list[str]:
+    """Nodes that jobs or tasks of this folder were requeued without, of the newest job and the arrays before it."""
+    chosen = [submissions[-1], *(row for row in submissions[-MAX_JOBS:-1] if row.get("array"))]
+    events = [rows for submission in chosen for rows in folder.array_events(str(submission["job"])).values()]
+    return sorted({name for rows in events for row in rows for name in str(row.get("excluded", "")).split(",") if name})
 
 
 def array_line(folder: JobFolder, submission: Row, state: str) -> str:
@@ -123,21 +103,6 @@ def array_line(folder: JobFolder, submission: Row, state: str) -> str:
     begun = f"{done} done, {failed} failed, {len(last) - done - failed} begun"
     written = f"; {len(glob(submission['progress']))} shards written" if submission.get("progress") else ""  # noqa: PTH207
     return f"array       {job} ({submission.get('tasks', '?')} tasks): {state}; {begun}{written}"
-
-
-def local_state(folder: JobFolder, submission: Row) -> str:
-    """What became of a job of this machine."""
-    job = str(submission["job"])
-    exits = folder.exits(job, 0)
-    if exits:
-        return f"failed: {exits[0]['error']}"
-    if all(folder.has_result(job, rank) for rank in range(submission.get("tasks", 1))):
-        return "ended"
-    return (
-        "running"
-        if Path(f"/proc/{submission.get('pid', 'none')}").exists()
-        else "killed; the same command goes on (training: with --resume)"
-    )
 
 
 def cancelled_lines(folder: JobFolder, submission: Row, state: str) -> list[str]:
@@ -168,7 +133,7 @@ def training_lines(run_folder: Path) -> list[str]:
         lines.append(f"step        {last['step']}{f' of {total}' if total else ''}, logged {age_s:.0f} s ago")
         lines.append(f"loss        {float(last['train/loss']):.4f}")
         speed, step_s = last.get("speed/clips_per_s"), last.get("speed/step_median_s")
-        if _is_number(speed) and _is_number(step_s):
+        if isinstance(speed, float | int) and isinstance(step_s, float | int):
             left = f", {_duration((total - last['step']) * step_s)} left" if total else ""
             lines.append(f"speed       {speed:.0f} clips/s, {step_s:.2f} s a step{left}")
     steps = sorted(run_folder.glob("checkpoints/step_*/COMPLETE.json"))
@@ -198,7 +163,9 @@ def node_lines(folder: JobFolder) -> list[str]:
     if trained:
         slow, ratio = trained[-1]["speed/slowest_rank"], trained[-1]["speed/slowest_ratio"]
         node = "".join(f" on {row['node']}" for row in checked if row["rank"] == slow)
-        lines.append(f"slowest     rank {slow}{node}: data and forward passes take {ratio:.2f} times the median rank's")
+        lines.append(
+            f"slowest     rank {slow}{node}: data and forward passes take {float(ratio):.2f} times the median rank's"
+        )
     if report and checked:
         slowest = max(checked, key=lambda row: row["product_s"])
         where = f"rank {slowest['rank']} on {slowest['node']}"
@@ -235,7 +202,8 @@ def tail(log: Path) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number, or the text by which a metrics file holds one that is not finite."""
+    return value in ("nan", "inf", "-inf") or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _duration(seconds: float) -> str:

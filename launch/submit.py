@@ -20,11 +20,11 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.cluster import ClusterConfig, Resources, sbatch_parameters
-from launch.job import TaskSettings, Work, run_work
+from launch.job import TaskSettings, Work, in_words, run_work
 from launch.run_folder import JobFolder
 from launch.script import setup_lines
 from launch.snapshot import snapshot_folder, take_snapshot
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ def submit(job: Job, site: ClusterConfig, after: Sequence[str] = (), condition: 
             else:
                 first = executor.submit(run_work, job.work, settings)
     except (FailedSubmissionError, FailedJobError, subprocess.CalledProcessError, OSError) as error:
-        reason = " ".join(str(error).split()).removeprefix("sbatch: error: ")
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            raise  # the run folder cannot be written: no refusal of SLURM's
+        reason = in_words(error) if isinstance(error, OSError) else " ".join(str(error).split())
+        reason = reason.removeprefix("sbatch: error: ")
         raise InputError(f"sbatch refused the job {job.name!r}: {reason}") from None
     job_id = str(first.job_id).split("_")[0]
     folder.add_submission(

@@ -143,7 +143,7 @@ def look_ahead(
     from pipeline.plan import BYTES_PER_CLIP, make_plan, render
 
     on_gpu = resources.gpus_per_node > 0
-    plan = make_plan(config, gpu=gpu if on_gpu else "h100", num_gpus=resources.num_tasks, mfu=0.45, num_clips=None)
+    plan = make_plan(config, gpu=gpu if on_gpu else "h100", num_gpus=resources.num_tasks)
     roomy, short = run_disk(run_folder, config, plan.parameters, plan.length.steps)
     promised = {path.resolve() for path in to_come}
     absent = [Path(source.shards) for source in config.data.sources if "://" not in source.shards]

@@ -29,7 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.retry import retried
 
 
@@ -53,10 +53,15 @@ def load_config(root: type[RootConfig], files: Sequence[str | Path] = (), overri
     """Merge `files` and `overrides` and validate them as `root`. Raises one `InputError` that lists every mistake."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file in files:
-        _merge(merged, read_yaml(file), origins, str(file))
-    for override in overrides:
-        _merge(merged, _parse_override(override), origins, f"override {override!r}")
+    try:
+        for file in files:
+            _merge(merged, read_yaml(file), origins, str(file))
+        for override in overrides:
+            _merge(merged, _parse_override(override), origins, f"override {override!r}")
+    except RecursionError:
+        raise InputError(
+            "config: a value refers to itself (a YAML alias inside its own anchor); write it out"
+        ) from None
     try:
         return root.model_validate(merged)
     except ValidationError as error:
@@ -95,16 +100,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(retried(lambda: _content(Path(path)), Path(path)), _ConfigLoader)
+    except PipelineError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}; check the path") from None
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        # Beside YAML's own: a date that is none, a list as a key, bytes that are no UTF-8.
-        reason = " ".join(str(error).split())
-        raise InputError(f"config {path} is not valid YAML: {reason}") from None
     except RecursionError:
         raise InputError(f"config {path} is nested too deeply; no config needs that") from None
+    except Exception as error:  # a date that does not exist, a key that is a list: the parser has many ways to fail
+        reason = " ".join(str(error).split())
+        raise InputError(f"config {path} is not valid YAML: {reason}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -199,12 +203,12 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise InputError(f"override {override!r} has an empty key; write section.key=value")
     try:
         value = yaml.load(text, _ConfigLoader) if text else ""
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+    except RecursionError:
+        raise InputError(f"override {dotted}=...: the value is nested too deeply") from None
+    except Exception as error:  # as in read_yaml
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
         ) from None
-    except RecursionError:
-        raise InputError(f"override {dotted}=...: the value is nested too deeply") from None
     for name in reversed(names):
         value = {name: value}
     return typing.cast(dict[str, Any], value)

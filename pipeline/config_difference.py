@@ -47,7 +47,7 @@ def differences(
     `only`: none but what lies at or below these dotted keys; `ignored`: not what lies at or below these.
     """
     return [
-        f"{key} ({_shown(old)} there, {_shown(new)} now)"
+        "{} ({} there, {} now)".format(key, *_shown(str(old), str(new)))
         for key, old, new in _leaves(before, now)
         if not _is_below(key, ignored) and (not only or _is_below(key, only))
     ]
@@ -69,17 +69,35 @@ def _leaves(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
         sections = [{} if side == _NOT_THERE else side for side in (old, new)]  # one may lack the whole section
         if all(isinstance(section, dict) for section in sections):
             yield from _leaves(sections[0], sections[1], f"{key}.")
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            yield from _items(old, new, key)
         elif old != new:
             yield key, old, new
 
 
+def _items(old: list[Any], new: list[Any], key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Of two lists of sections, such as data.sources, what differs in each; any other list is one value."""
+    if all(isinstance(item, dict) for item in [*old, *new]):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _leaves(one, other, f"{key}[{number}].")
+    elif old != new:
+        yield key, old, new
+
+
 def _is_below(key: str, places: Collection[str]) -> bool:
-    return any(key == place or key.startswith(f"{place}.") for place in places)
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+def _shown(old: str, new: str) -> tuple[str, str]:
+    """Both values, long ones around the first place in which they differ."""
+    same = next((place for place, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), 0)
+    start = max(0, same - _MAX_SHOWN // 2) if max(len(old), len(new)) > _MAX_SHOWN else 0
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int) -> str:
+    part = text[start : start + _MAX_SHOWN]
+    return f"{'...' * (start > 0)}{part}{'...' * (start + len(part) < len(text))}"
 
 
 def _at(content: Any, place: _Place) -> Any:

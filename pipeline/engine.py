@@ -288,11 +288,12 @@ class Engine:
         self.deepspeed._copy_recovery_script = lambda path: None
         self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """What `save` wrote, with the same number of ranks and the same stage. All ranks."""
+    def load(self, folder: Path, tag: str, reader: Any) -> None:
+        """What `save` wrote, with the same number of ranks and the same stage, through `reader`. All ranks."""
         optimizer = self.deepspeed.optimizer
         if 0 < self.zero_stage < 3:
             optimizer.compute_grad_norm = True  # else it refuses files that were written when it did the clipping
+        self.deepspeed.checkpoint_engine = reader
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
         if self.zero_stage > 0:

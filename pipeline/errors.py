@@ -42,7 +42,13 @@ class MachineFault(RunError):
     """This machine is at fault: a lost mount, a killed self test. Another node may do the same work. Exit code 1."""
 
 
-_DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE))
+DISK_TROUBLE = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENODEV),
+        *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.ETIMEDOUT),
+    )
+)
+"""Errors of a disk or of a mount, as the operating system numbers them: no fault of what was asked for."""
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
@@ -62,7 +68,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
+        if error.errno not in DISK_TROUBLE:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; mend that and run the same command again", file=sys.stderr, flush=True)

@@ -3,12 +3,13 @@
     --gpus 64                 GPUs in all
     --gpu h100                a100, a100-40, a10, l40s, h100, h200, b200, or another by --tflops and --memory-gb
     --tflops N --memory-gb N  dense bf16 peak and memory of the card, by hand
-    --mode eager              how the step runs: eager, compiled or fast
+    --mode fast               how the step runs, where it shall not be as the config says: eager, compiled, fast
     --mfu 0.45                share of the peak that is reached, in place of measured steps
     --clips N                 clips of an epoch, where the shards are not there to be counted
     --gpus-per-node 8 --node-gb-s 450 --network-gb-s 50 --overlap 0.5
                               links of a GPU inside a node and between nodes, one way; hidden share of the traffic
-    --speeds FILE             further measured steps (`points` as in pipeline/planning/measured_speeds.yaml)
+    --speeds FILE             further measured steps: results of `python -m benchmarks.gpu`, or `points` as in
+                              pipeline/planning/measured_speeds.yaml
 
 Answers before anything is spent: parameters, operations, time of a step, memory under every ZeRO stage, traffic between
 GPUs, loader cores, storage and bandwidth, hours and GPU-hours. Steps were measured on named hardware at a named date;
@@ -27,6 +28,7 @@ from pipeline.log import quiet
 with quiet():
     import torch
 
+    from pipeline.engine_config import EngineConfig
     from pipeline.flops import GPUS, ClipWork, Gpu
     from pipeline.losses.terms import TERMS, TEXTS, kinds_of
     from pipeline.model.clip_vip import CLIPViP
@@ -115,7 +117,7 @@ def make_plan(
         precision=config.engine.precision,
         tf32=config.engine.tf32,
         zero_stage=config.engine.zero_stage,
-        mode=chosen.mode or ("compiled" if config.engine.compile else "eager"),
+        mode=chosen.mode or mode_on_gpu(config.engine, model),
     )
     num_texts = sum(kind in TEXTS for kind in kinds_of(TERMS[config.loss.name]))
     traffic = gradient_traffic_bytes(
@@ -141,6 +143,14 @@ def make_plan(
         kept=kept_memory(wanted, speeds),
         frame_cost=data.num_frames / 12 * (model.image_size_px / 224) ** 2,
     )
+
+
+def mode_on_gpu(engine: EngineConfig, model: CLIPViP) -> str:
+    """How the step of a config runs on a GPU that lacks nothing: eager, compiled or fast."""
+    can_gather = engine.zero_stage < 3
+    if engine.capture is not False and can_gather and model.why_not_captured() is None:
+        return "fast"
+    return "compiled" if engine.compile is not False and can_gather else "eager"
 
 
 def _micro_step(wanted: Wanted, clips: float, mfu: float | None, speeds: Speeds) -> Speed:

@@ -233,6 +233,8 @@ def build(config: TrainConfig, device: torch.device, stop: StopRequest, check_ow
         stream.load_state_dict(state["stream"])
     total_steps = run_length(config, stream, own)
     report_start(config, model, checkpoint, progress, total_steps)
+    for remark in stream.remarks() if is_main() else ():
+        logger.warning(remark)
     logger.info(engine.way.describe())
     mirror = Mirrors()
     if is_main():
@@ -273,7 +275,7 @@ def run_length(config: TrainConfig, stream: Stream, own: dict[str, Any] | None) 
     """Steps of the whole run: those that it saved, or by the manifests that `stream` is pinned to."""
     if own is not None and "total_steps" in own:
         return int(own["total_steps"])
-    steps = config.steps or round((config.epochs or 0) * stream.batches_per_epoch)
+    steps = config.steps or stream.batches_in(config.epochs or 0)
     if not steps:
         raise InputError(
             f"epochs={config.epochs} of {stream.samples_per_epoch} samples are no whole step of "

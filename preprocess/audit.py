@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline.data.format import Reason, name_hash
+from pipeline.data.format import FAILURE_COLUMNS, Reason, name_hash
 from pipeline.data.index import Place as SamplePlace
 from pipeline.data.manifest_file import manifest_facts, read_manifest
 from pipeline.errors import InputError, PipelineError, run_command
@@ -129,8 +129,8 @@ def _audit_account(output: Path, published: list[str]) -> Iterator[Finding]:
             reasons[row["reason"]] += 1
             first.setdefault(row["reason"], row["shard"])
         num_doubles = count_doubles(output, shards)
-    except (PipelineError, OSError, ValueError) as error:
-        yield Finding("the account", f"cannot be made: {error}")
+    except (PipelineError, OSError, ValueError, KeyError) as error:
+        yield Finding("the account", f"cannot be made: {type(error).__name__}: {error}")
         return
     pending = sum(count for name, count in base.clip_counts().items() if name not in shards)
     if num_doubles:
@@ -166,6 +166,9 @@ def _audit_shard(output: Path, shard: str) -> Iterator[Finding]:
     if _file_hash(tar_path) != facts["shard_sha256"]:
         yield Finding(f"{shard}.tar", "differs from its sidecar (sha256)")
     failures = pq.read_table(output / "failures" / f"{Path(shard).name}.parquet")
+    if lacking := sorted(set(FAILURE_COLUMNS) - set(failures.column_names)):
+        yield Finding(f"failures of {shard}", f"are no failures table: there is no column {', '.join(lacking)}")
+        return
     if len(failures) != facts["num_failures"] or len(rows) != facts["num_samples"]:
         yield Finding(shard, "holds another number of rows than its sidecar says")
     if (output / "plan").exists():

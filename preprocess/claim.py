@@ -6,6 +6,7 @@ find_mixture({"shards/000000": "..."})        # afterwards, over all shards
 """
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,10 @@ import yaml
 
 from pipeline.config import read_yaml, to_yaml
 from pipeline.config_difference import differences, listed, with_defaults
-from pipeline.errors import InputError, RunError
+from pipeline.errors import DISK_TROUBLE, InputError, MachineFault, RunError
 from preprocess.caption import PLACEMENT
 from preprocess.config import RENDERING, PreprocessConfig, content_hash
+from preprocess.faults import refuse_trouble
 from preprocess.ffmpeg_binary import ffmpeg_version
 from preprocess.pack import read_facts
 from preprocess.plan import Plan
@@ -54,13 +56,15 @@ def claim_folder(config: PreprocessConfig, *, for_retry: bool = False) -> str:
         free = ("limits", *RENDERER_KEYS) if for_retry else RENDERER_KEYS if _is_whole(config.output, shards) else ()
         keys = [key for key in BYTES_KEYS if key not in free]
         differing = differences(before, resolved | versions, only=keys)
-        if differing and claimed.get("config_hash") == config_hash:  # then nothing does, and the file has lost a part
+        if differing and claimed == versions:  # then nothing does, and the file has lost a part
             print(f"{path} is damaged; it is written anew", file=sys.stderr, flush=True)
             with sole_writer(config.output, path.name):
                 write_atomically(path, to_yaml(config).encode())
         elif differing:
+            # One task of an array with another ffmpeg than those before it: the node is the odd one, not the config.
+            is_node = config.tasks.count > 1 and all(item.startswith("ffmpeg_version ") for item in differing)
             older = "" if claimed.get("rendering") == RENDERING else "finish it with the release that began it, "
-            raise InputError(
+            raise (MachineFault if is_node else InputError)(
                 f"{config.output} belongs to another config, it differs in {listed(differing)}; "
                 f"{older}give another output, or remove the folder to start over"
             )
@@ -72,6 +76,8 @@ def claim_folder(config: PreprocessConfig, *, for_retry: bool = False) -> str:
             write_atomically(versions_path, json.dumps(versions).encode())
             write_atomically(path, to_yaml(config).encode())
     except OSError as error:
+        if error.errno in DISK_TROUBLE and error.errno != errno.EROFS:
+            raise
         raise InputError(f"output: cannot write to {config.output} ({error.strerror}); give another folder") from None
     return config_hash
 
@@ -91,6 +97,7 @@ def check_claim(output: Path, shard: str, config_hash: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
+        refuse_trouble(error, output / "versions.json")
         raise RunError(f"{output / 'versions.json'} is damaged ({error}); run the same command again") from None
     if round_of(shard) == "" and claimed != config_hash:
         raise InputError(
@@ -127,6 +134,7 @@ def _mend(config: PreprocessConfig, shards: Sequence[str], versions: dict[str, A
         try:
             read(file)
         except (OSError, ValueError) as error:
+            refuse_trouble(error, file)
             problem = f"{file} is damaged or gone ({' '.join(str(error).split())[:200]})"
     if not problem:
         return
@@ -150,6 +158,7 @@ def _read_versions(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    path.read_bytes()  # `read_yaml` does not tell a file that cannot be read from a wrong one
     saved = read_yaml(path)
     if "metadata" not in saved:
         raise ValueError("it holds no config of preprocessing")

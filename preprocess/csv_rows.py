@@ -42,11 +42,11 @@ def csv_rows(
     swallows lines and for a header that names a column twice; `check_header` may raise one of its own.
     """
     csv.field_size_limit(max_bytes)
-    feed = _Feed(lines)
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    feed = _Feed()
+    reader = csv.reader(feed.pieces(lines), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
-        feed.begin_row()
+        feed.first = 0
         try:
             fields = next(reader)
         except StopIteration:
@@ -57,14 +57,15 @@ def csv_rows(
             yield BadRow(f"{path.name}:{feed.first}", str(error))
             continue
         if feed.is_cut:
+            feed.is_cut = False
             yield BadRow(f"{path.name}:{feed.first}", f"line is longer than {max_bytes} bytes")
-        elif not any(field.strip() for field in fields):
+        elif names and len(fields) == len(names) and (fields[0].strip() or _says_anything(fields)):
+            yield feed.first, dict(zip(names, fields, strict=True))
+        elif not _says_anything(fields):
             continue
         elif not names:
             names = _header(fields, path)
             check_header(names)
-        elif len(fields) == len(names):
-            yield feed.first, dict(zip(names, fields, strict=True))
         elif feed.last > feed.first:
             raise _swallowing(path, feed, f"{len(fields)} fields under a header of {len(names)}")
         else:
@@ -75,35 +76,35 @@ def csv_rows(
 class _Feed:
     """Hands lines to csv.reader, and knows on which ones the present row lies."""
 
-    def __init__(self, lines: Iterable[tuple[int, str | None]]) -> None:
-        self._pieces = self._split(lines)
+    def __init__(self) -> None:
         self.first = self.last = 0
+        """Numbers of its lines; `first` is to be set to 0 before a row."""
         self.is_cut = False
+        """One of them was too long."""
 
-    def begin_row(self) -> None:
-        self.first, self.is_cut = 0, False
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self.last, line = next(self._pieces)
-        self.first = self.first or self.last
-        self.is_cut = self.is_cut or line is None
-        return "\n" if line is None else line
-
-    @staticmethod
-    def _split(lines: Iterable[tuple[int, str | None]]) -> Iterator[tuple[int, str | None]]:
+    def pieces(self, lines: Iterable[tuple[int, str | None]]) -> Iterator[str]:
         """A carriage return alone ends a line too, as in files of old spreadsheets."""
         for number, line in lines:
-            if line is None or line.count("\r") == line.endswith("\r\n"):
-                yield number, line
+            self.last = number
+            if not self.first:
+                self.first = number
+            if line is None:
+                self.is_cut = True
+                yield "\n"
+            elif "\r" not in line or line.count("\r") == line.endswith("\r\n"):
+                yield line
             else:
-                yield from ((number, piece) for piece in _AFTER_RETURN.split(line))
+                for piece in _AFTER_RETURN.split(line):
+                    self.first = self.first or number
+                    yield piece
+
+
+def _says_anything(fields: list[str]) -> bool:
+    return any(field.strip() for field in fields)
 
 
 def _header(fields: list[str], path: Path) -> list[str]:
-    names = [field.strip() for field in fields]
+    names = [field.strip().strip("\ufeff") for field in fields]
     twice = next((name for name in names if name and names.count(name) > 1), "")
     if twice:
         raise InputError(f"{path}: the header names {twice!r} twice; rename one of them")

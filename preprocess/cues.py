@@ -18,6 +18,8 @@ from preprocess.times import parse_time
 _ARROW = re.compile(r"^\s*(\S+?)\s*-->\s*([^\s<]+)")
 _INLINE_TIME = re.compile(r"<([0-9]+:[0-9:.,]+)>")
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|</?>|<[0-9][0-9:.,]*>|\{\\[^{}]*\}")
+_LINE_END = re.compile(r"\r*\n|\r")
+"""\\r\\r\\n too, which some tools make of \\r\\n: an empty line there would end the cue before its text."""
 _COMMENT = re.compile(r"(NOTE|STYLE|REGION)(\s|$)")
 _TOUCH_S = 0.1
 """A cue that begins so soon after the one before goes on with it."""
@@ -81,7 +83,7 @@ def _blocks(text: str, unread: Unread) -> Iterator[_Block]:
     span: tuple[float, float] | None = None
     lines: list[str] = []
     in_comment = False
-    for number, line in enumerate([*re.split(r"\r\n|\n|\r", text), ""], start=1):
+    for number, line in enumerate([*_LINE_END.split(text), ""], start=1):
         if in_comment or (span is None and not lines and _COMMENT.match(line)):
             in_comment = bool(line)
         elif "-->" in line:

@@ -40,6 +40,8 @@ from preprocess.select import OPEN_END, Grid, Slots, select_expression
 from preprocess.thin import OddPacket, Wanted, feed_needed
 
 _TIME_BASE = 90_000
+_REPEATS = 2000
+"""Frames, at the finest clock of a container (90 kHz) longer than a slot of the coarsest grid (50 a second)."""
 _STDERR_BYTES = 4096
 _NEARLY = 0.8
 """An ffmpeg that failed with this share of its memory in use is taken to have run out of it: decoders call a failed
@@ -119,16 +121,18 @@ def decode_command(
         **({"hwaccel": clips.hwaccel} if clips.hwaccel else {}),
     )
     frames = source["0" if path is None else str(probe.stream_index)]
+    end_slots = [max(span.last for span in spans) + 1]
     if probe.end_s is not None:
-        # ffmpeg does not always know how long the last frame stays: another one after it makes place for it, and the
-        # end of the video cuts it off.
+        # ffmpeg does not always know how long the last frame stays, nor the rate at which `tpad` counts: it is repeated
+        # until it has a slot of its own, then from slot to slot, and the end of the video cuts the rest off.
+        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
+        frames = frames.filter("tpad", stop=_REPEATS, stop_mode="clone")
+    elif path is None:  # NUT tells nothing of it
         frames = frames.filter("tpad", stop=1, stop_mode="clone")
     frames = frames.filter("fps", fps=str(grid.grid_fps), round="up", start_time=0)
-    ends = [span.last + 1 for span in spans if span.last < OPEN_END]
-    end_slots = [max(ends)] if len(ends) == len(spans) else []
     if probe.end_s is not None:
-        end_slots.append(max(1, math.ceil(probe.end_s * grid.grid_fps)))
-    if end_slots:
+        frames = frames.filter("tpad", stop=-1, stop_mode="clone")
+    if min(end_slots) < OPEN_END:
         frames = frames.filter("trim", end=float(min(end_slots) / grid.grid_fps))
     frames = frames.filter("select", select_expression(spans, grid))
     frames = shape(frames, probe, clips)
@@ -219,12 +223,13 @@ class _LimitedProcess:
         code = self._wait()
         if self._timed_out:
             raise ClipError(Reason.TIME_LIMIT, f"decoding took over {self._limits.time_s:g} s")
-        # ffmpeg takes an error of reading for the end of the file, and ends with 0.
-        if not is_second and (self._file_system_said or is_outside_signal(code)):
-            raise SuspectedFault(f"ffmpeg ended with {code}: {first_words(self._stderr)}")
+        if is_second and code == -signal.SIGKILL:
+            raise ClipError(Reason.MEMORY_LIMIT, "ffmpeg was killed twice, as by a lack of memory")
         if is_outside_signal(code):
-            name = signal.Signals(-code).name
-            raise ClipError(Reason.MEMORY_LIMIT, f"ffmpeg was ended by {name} twice, as by a lack of memory")
+            raise SuspectedFault(f"ffmpeg was ended by {signal.Signals(-code).name}")
+        # ffmpeg takes an error of reading for the end of the file, and ends with 0.
+        if not is_second and self._file_system_said:
+            raise SuspectedFault(f"ffmpeg ended with {code}: {first_words(self._stderr)}")
         if code != 0 and (self._no_memory or self._peak_bytes > _NEARLY * self._limits.memory_mb * 2**20):
             raise ClipError(Reason.MEMORY_LIMIT, f"decoding needs over {self._limits.memory_mb} MB")
         if code != 0:

@@ -100,6 +100,15 @@ def retried(call: Callable[[], Found], path: Path) -> Found:
     raise AssertionError
 
 
+def refuse_trouble(error: Exception, path: Path) -> None:
+    """Raise a `FileSystemFault` where `error`, met while a file of the set was opened, tells nothing of its content.
+
+    What cannot be read is not damaged. pyarrow raises `OSError` without a number for what it does not understand.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, *ANSWERS, errno.EISDIR, errno.EINVAL):
+        raise FileSystemFault.of(error, path) from None
+
+
 class SourceFile:
     """A source video that libav reads through this process: an error of reading is tried again and cannot be lost.
 
@@ -180,7 +189,8 @@ def read_through(path: Path) -> None:
 
 
 class Attempt(Protocol):
-    """One decode of some clips. Raises `SuspectedFault` at its end, unless `is_second`."""
+    """One decode of some clips. Raises `SuspectedFault` at its end; if `is_second`, only where no video can be the
+    cause."""
 
     def __call__(self, clips: Sequence[Clip], is_second: bool) -> Iterator[Media | Failure]: ...
 
@@ -188,7 +198,8 @@ class Attempt(Protocol):
 def with_second_look(attempt: Attempt, clips: Sequence[Clip], path: Path, clock: Clock) -> Iterator[Media | Failure]:
     """What `attempt` delivers, each clip once; those that a suspected fault left open are decoded again.
 
-    What a second decode of a file without errors says is believed. Raises `FileSystemFault`.
+    What a second decode of a file without errors says is believed. Raises `FileSystemFault`, and `RunError` where
+    ffmpeg is ended from outside again.
     """
     held: deque[Media | Failure] = deque()
     num_bytes = 0
@@ -206,7 +217,10 @@ def with_second_look(attempt: Attempt, clips: Sequence[Clip], path: Path, clock:
             time.sleep(SECOND_LOOK_PAUSE_S)
             read_through(path)
         held.clear()
-        yield from attempt([clip for clip in clips if clip.clip_id not in delivered], True)
+        try:
+            yield from attempt([clip for clip in clips if clip.clip_id not in delivered], True)
+        except SuspectedFault as fault:
+            raise RunError(f"{path}: {fault} twice; look at what ends processes on this machine") from None
     yield from held
 
 

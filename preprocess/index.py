@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.data.format import DEFAULT_CAPTION_FROM, FORMAT_VERSION
-from pipeline.errors import InputError, RunError, run_command
+from pipeline.errors import InputError, run_command
 from preprocess.failures import FailureTable
-from preprocess.index_tar import ForeignTar, PassedOver, file_system_errors_named
+from preprocess.index_tar import ForeignTar, Skipped, file_system_errors_named
 from preprocess.merge import summarise_shards
 from preprocess.pack import read_facts, write_sidecar
 from preprocess.publish import publish, remove_leftovers, temporary_path
@@ -46,10 +46,10 @@ _COMPRESSED_SUFFIXES = (
 def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_from: str) -> dict[str, Any]:
     """Write sidecars and a manifest over all tars below `foreign`; returns the statistics.
 
-    They are those of every shard set and `passed_over`: kind -> {"count", "example"}.
+    They are those of every shard set and `skipped`: kind -> {"count", "example"}.
     """
-    passed_over = PassedOver()
-    tars = _find_tars(foreign, passed_over)
+    skipped = Skipped()
+    tars = _find_tars(foreign, skipped)
     _check_output(foreign, output)
     for name in ("shards", "failures"):
         (output / name).mkdir(parents=True, exist_ok=True)
@@ -57,12 +57,12 @@ def index_folder(foreign: Path, output: Path, *, caption_from: str, subtitle_fro
         for path in (f"{shard}.parquet", f"{shard}.tar", f"failures/{Path(shard).name}.parquet"):
             (output / path).unlink(missing_ok=True)
     for shard, tar in tars.items():
-        passed_over.update(index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from))
-    extra = {"passed_over": passed_over.facts()}
+        skipped.update(index_tar(tar, output, shard, caption_from=caption_from, subtitle_from=subtitle_from))
+    extra = {"skipped": skipped.facts()}
     return summarise_shards(output, subtitle_from=subtitle_from, caption_from=caption_from, extra=extra)
 
 
-def _find_tars(foreign: Path, passed_over: PassedOver) -> dict[str, Path]:
+def _find_tars(foreign: Path, skipped: Skipped) -> dict[str, Path]:
     """Shard name -> tar, for all tars below `foreign`; folders that are links are entered."""
     if not foreign.is_dir():
         raise InputError(f"{foreign} holds no .tar file: there is no such folder; name the one that holds the tars")
@@ -70,18 +70,18 @@ def _find_tars(foreign: Path, passed_over: PassedOver) -> dict[str, Path]:
     for path in sorted(_files_below(foreign)):
         name, relative = path.name.lower(), str(path.relative_to(foreign))
         if name.endswith(_COMPRESSED_SUFFIXES):
-            passed_over.add("compressed tars (samples are read by offset: decompress them)", relative)
+            skipped.add("compressed tars (samples are read by offset: decompress them)", relative)
         if not name.endswith(".tar"):
             continue
         if name.startswith("._"):
-            passed_over.add("AppleDouble files beside tars (._*)", relative)
+            skipped.add("AppleDouble files beside tars (._*)", relative)
             continue
         shard = printable(f"shards/{'-'.join(path.relative_to(foreign).with_suffix('').parts)}")
         if shard in tars:
             raise InputError(f"{tars[shard]} and {path} would share the name {shard}; rename one of them")
         tars[shard] = path
     if not tars:
-        named = "".join(f"; passed over: {line}" for line in passed_over_lines(passed_over.facts()))
+        named = "".join(f"; skipped: {line}" for line in skipped_lines(skipped.facts()))
         raise InputError(f"{foreign} holds no .tar file{named}")
     return tars
 
@@ -122,7 +122,7 @@ def _is_ours(sidecar: Path) -> bool:
         return sidecar.with_suffix(".tar").is_symlink()
 
 
-def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitle_from: str) -> PassedOver:
+def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitle_from: str) -> Skipped:
     """The sidecar and the failures of one tar, and a link to it under the name of the shard."""
     rows: list[dict[str, Any]] = []
     sidecar, failures = output / f"{shard}.parquet", output / "failures" / f"{Path(shard).name}.parquet"
@@ -154,12 +154,12 @@ def index_tar(tar: Path, output: Path, shard: str, *, caption_from: str, subtitl
     link.symlink_to(tar.resolve())
     publish(temporary_path(failures), failures)
     publish(temporary_path(sidecar), sidecar)
-    return reader.passed_over
+    return reader.skipped
 
 
-def passed_over_lines(passed_over: dict[str, dict[str, Any]]) -> list[str]:
+def skipped_lines(skipped: dict[str, dict[str, Any]]) -> list[str]:
     """A line per kind for people."""
-    return [f"{facts['count']:,} {kind}, such as {facts['example']}" for kind, facts in passed_over.items()]
+    return [f"{facts['count']:,} {kind}, such as {facts['example']}" for kind, facts in skipped.items()]
 
 
 def _commonest_failure(output: Path, stats: dict[str, Any]) -> str:
@@ -192,10 +192,10 @@ def main(argv: list[str]) -> int:
     )
     for reason, count in stats["reasons"].items():
         print(f"  not usable: {count:,} {reason}")
-    for line in passed_over_lines(stats["passed_over"]):
-        print(f"  passed over: {line}")
+    for line in skipped_lines(stats["skipped"]):
+        print(f"  skipped: {line}")
     if not stats["num_delivered"]:
-        raise RunError(
+        raise InputError(
             f"{options.foreign} has no usable sample; the commonest reason is "
             f"{_commonest_failure(options.output, stats)}; see {options.output}/failures"
         )

@@ -1,10 +1,10 @@
-"""One foreign tar: its samples, what is not usable, and what is passed over, each read as training will read it.
+"""One foreign tar: its samples, what is not usable, and what is skipped, each read as training will read it.
 
     reader = ForeignTar(path, "shards/00000", caption_from="txt", subtitle_from="")
     for item in reader: ...                  # a sidecar row, or a Failure
-    reader.passed_over.counts                # {"symbolic or hard links": 2, ...}
+    reader.skipped.counts                # {"symbolic or hard links": 2, ...}
 
-A sample is a run of members with one key (`split_name`); members that are passed over may lie between them. It counts
+A sample is a run of members with one key (`split_name`); members that are skipped may lie between them. It counts
 if `open_block` opens it and its media has frames. A damaged tar is a Failure, and what lies in front of the damage is
 used. A file system that fails is a `RunError`: that is no fault of the tar.
 """
@@ -36,7 +36,7 @@ _ROW_BYTES = 1 << 20
 
 
 @dataclass
-class PassedOver:
+class Skipped:
     """What no sample is made of, by kind, with an example of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class PassedOver:
         self.counts[kind] += 1
         self.examples.setdefault(kind, printable(example, 200))
 
-    def update(self, other: "PassedOver") -> None:
+    def update(self, other: "Skipped") -> None:
         """Count what another one counted."""
         self.counts.update(other.counts)
         self.examples = other.examples | self.examples
@@ -70,11 +70,11 @@ class Run:
 
 
 class ForeignTar:
-    """The rows and failures of one tar. To be iterated once; `passed_over` is whole afterwards."""
+    """The rows and failures of one tar. To be iterated once; `skipped` is whole afterwards."""
 
     def __init__(self, path: Path, shard: str, *, caption_from: str, subtitle_from: str) -> None:
         self.path = path
-        self.passed_over = PassedOver()
+        self.skipped = Skipped()
         self._shard = shard
         self._caption_from, self._subtitle_from = caption_from, subtitle_from
         self._extensions_of: dict[str, list[str]] = {}
@@ -124,7 +124,7 @@ class ForeignTar:
             yield self._damage(f"is cut short {where}", current.key if current is not None and is_cut else "")
         elif _holds_anything(stream, walk.end, length):
             kind = "bytes behind the end of a tar (two tars in one file?)"
-            self.passed_over.add(kind, f"{self.path.name} from byte {walk.end}")
+            self.skipped.add(kind, f"{self.path.name} from byte {walk.end}")
 
     def _key_of(self, member: TarMember) -> tuple[str, str] | None:
         """Key and extension of a member that is part of a sample; another one is counted, folders apart."""
@@ -142,9 +142,9 @@ class ForeignTar:
                 kind = "AppleDouble members (._*)"
             else:
                 kind = "names without a stem" if base.startswith(".") else "names without an extension"
-            self.passed_over.add(kind, f"{self.path.name}: {member.name}")
+            self.skipped.add(kind, f"{self.path.name}: {member.name}")
         elif member.kind != "folder":
-            self.passed_over.add(kinds[member.kind], f"{self.path.name}: {member.name}")
+            self.skipped.add(kinds[member.kind], f"{self.path.name}: {member.name}")
         return None
 
     def _described(self, run: Run, stream: BinaryIO) -> dict[str, Any] | Failure:

@@ -13,9 +13,10 @@ from pipeline.errors import InputError
 from preprocess.config import PreprocessConfig
 from preprocess.lines import table_kind
 from preprocess.metadata import MetadataConfig, find_files, read_file
+from preprocess.planning import read_excluded
 from preprocess.records import Failure
 from preprocess.table_guess import columns_of, guess_table, shown
-from preprocess.texts import check_sources
+from preprocess.texts import check_text_sources
 from preprocess.videos import check_index
 
 
@@ -23,7 +24,8 @@ def check_inputs(config: PreprocessConfig) -> None:
     """Raise an `InputError` for a table of the metadata, the texts or the videos of which no row can be read."""
     max_line_bytes = config.limits.max_line_mb * 2**20
     check_metadata(config.metadata, max_line_bytes)
-    check_sources(config.texts, max_line_bytes)
+    read_excluded(config.metadata.exclude, max_line_bytes)
+    check_text_sources(config.texts, max_line_bytes)
     check_index(config.videos)
 
 

@@ -7,34 +7,24 @@ A table is what its name says, in UTF-8; where its first bytes say otherwise, th
 no UTF-8 inside an otherwise sound file become U+FFFD, and one line on stderr says in how many lines.
 """
 
-import codecs
-import gzip
 import io
 import json
 import re
 import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
+from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
-from pipeline.text_files import HEAD_BYTES, not_utf8_text
 from preprocess.csv_rows import BadRow, csv_rows
+from preprocess.parquet_rows import parquet_rows
+from preprocess.text_streams import MAGIC, open_bytes
 
 __all__ = ["TABLE_SUFFIXES", "BadRow", "Line", "open_bytes", "parse_object", "read_lines", "read_rows", "table_kind"]
 
 TABLE_SUFFIXES = frozenset((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
-_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 _CHUNK = 1 << 20
-_PACKED_CHUNK = 1 << 12
-"""4 kB of zstd unpack to 128 MB at the very most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,109 +35,26 @@ class Line:
     data: bytes | None
 
 
-@contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """`path` as a binary stream, decompressed by its suffix, without a byte order mark; a file of \\r alone has \\n.
-
-    A missing, damaged or cut file, and one that is no UTF-8 text, is an `InputError`.
-    """
-    try:
-        raw = open(path, "rb")  # noqa: SIM115 -- closed below, with what wraps it
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None
-    try:
-        with raw:
-            head = raw.peek(HEAD_BYTES)
-            if (magic := _MAGIC.get(path.suffix)) and head and not head.startswith(magic):
-                what = not_utf8_text(head) or "is not compressed, whatever its name says"
-                raise InputError(f"{path} {what}; give it the name of what it is")
-            if path.suffix == ".gz":
-                with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield _text_stream(io.BufferedReader(unpacked, _CHUNK), path)
-            elif path.suffix == ".zst":
-                yield _text_stream(io.BufferedReader(_ZstdFrames(raw), _CHUNK), path)
-            else:
-                yield _text_stream(raw, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"{path} is damaged or cut short ({error}); download it again") from None
-
-
-def _text_stream(stream: io.BufferedReader, path: Path) -> BinaryIO:
-    head = stream.peek(HEAD_BYTES)
-    if complaint := not_utf8_text(head):
-        raise InputError(f"{path} {complaint}")
-    if head.startswith(codecs.BOM_UTF8):
-        stream.read(len(codecs.BOM_UTF8))
-    if b"\r" in head and b"\n" not in head and b"\r\n" not in stream.peek(_CHUNK):
-        return cast(BinaryIO, io.BufferedReader(_Newlines(cast(BinaryIO, stream)), _CHUNK))
-    return cast(BinaryIO, stream)
-
-
-class _Newlines(io.RawIOBase):
-    """A stream whose lines end in \\r alone, with \\n in its place."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self._stream.read(len(target)).replace(b"\r", b"\n")
-        target[: len(data)] = data
-        return len(data)
-
-
-class _ZstdFrames(io.RawIOBase):
-    """What a row of zstd frames unpacks to. zstandard's own reader takes a frame that is cut short for its end."""
-
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
-        self._frame: Any = None
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        while not self._ready and (data := self._packed.read(_PACKED_CHUNK)):
-            self._ready = self._unpack(data)
-        if not self._ready and self._frame is not None:
-            raise EOFError("the last zstd frame has no end")
-        count = min(len(target), len(self._ready))
-        target[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-    def _unpack(self, data: bytes) -> bytes:
-        parts = []
-        while data:
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            parts.append(self._frame.decompress(data))
-            data = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
-        return b"".join(parts)
-
-
 def read_lines(path: Path, max_bytes: int) -> Iterator[Line]:
     """The non-empty lines of `path`; one that is over `max_bytes` is skipped without ever being held in memory."""
+    number = 0
     with open_bytes(path) as stream:
-        for number, data in _numbered(stream, max_bytes):
-            if data is None or (data := data.strip()):
+        while data := stream.readline(max_bytes + 1):
+            number += 1
+            if _is_cut(data, max_bytes):
+                _skip_rest(stream)
+                yield Line(number, None)
+            elif data := data.strip():
                 yield Line(number, data)
 
 
-def _numbered(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """(line number from 1, line with its end); None for a line over `max_bytes`."""
-    number = 0
-    while data := stream.readline(max_bytes + 1):
-        number += 1
-        if len(data) > max_bytes and not data.endswith(b"\n"):
-            while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        else:
-            yield number, data
+def _is_cut(data: bytes, max_bytes: int) -> bool:
+    return len(data) > max_bytes and not data.endswith(b"\n")
+
+
+def _skip_rest(stream: BinaryIO) -> None:
+    while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+        pass
 
 
 class _Decoder:
@@ -157,13 +64,26 @@ class _Decoder:
         self._path = path
         self._num_lines = self._first = 0
 
-    def text(self, number: int, data: bytes) -> str:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            self._num_lines += 1
-            self._first = self._first or number
-            return data.decode("utf-8", "replace")
+    def lines(self, stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, str | None]]:
+        """(line number from 1, line with its end); None for a line over `max_bytes`."""
+        number = 0
+        while data := stream.readline(max_bytes + 1):
+            number += 1
+            if _is_cut(data, max_bytes):
+                _skip_rest(stream)
+                yield number, None
+                continue
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError:
+                text = self.replaced(number, data)
+            yield number, text
+
+    def replaced(self, number: int, data: bytes) -> str:
+        """A line with bytes that are no UTF-8, which it counts."""
+        self._num_lines += 1
+        self._first = self._first or number
+        return data.decode("utf-8", "replace")
 
     def report(self) -> None:
         """One line on stderr, where there is anything to say."""
@@ -176,10 +96,14 @@ class _Decoder:
             )
 
 
-def parse_object(data: bytes | str) -> dict[str, Any]:
-    """One JSON object; bytes that are not UTF-8 become U+FFFD. Raises ValueError for anything else."""
-    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-    value = json.loads(text.removeprefix("\ufeff"))  # files that were joined keep their marks
+def parse_object(text: str) -> dict[str, Any]:
+    """One JSON object. Raises ValueError for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if not text.startswith("\ufeff"):
+            raise
+        value = json.loads(text[1:])  # files that were joined keep their marks
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {type(value).__name__}")
     return value
@@ -187,7 +111,7 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
 
 def table_kind(path: Path) -> str:
     """jsonl, json, csv, tsv or parquet, by the name without .gz and .zst."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in MAGIC]
     kind = suffixes[-1].removeprefix(".") if suffixes else ""
     if f".{kind}" not in TABLE_SUFFIXES:
         raise InputError(f"{path} is no .jsonl, .json, .csv, .tsv or .parquet file (plain, .gz or .zst)")
@@ -198,14 +122,11 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
     """The rows of a table of any kind, in file order, in bounded memory."""
     kind = table_kind(path)
     if kind == "parquet":
-        yield from _parquet_rows(path)
+        yield from parquet_rows(path)
     elif kind in ("csv", "tsv"):
         decoder = _Decoder(path)
         with open_bytes(path) as stream:
-            lines = (
-                (number, None if data is None else decoder.text(number, data))
-                for number, data in _numbered(stream, max_bytes)
-            )
+            lines = decoder.lines(stream, max_bytes)
             for row in csv_rows(lines, path, "\t" if kind == "tsv" else ",", max_bytes):
                 yield row if isinstance(row, BadRow) else row[1]
         decoder.report()
@@ -218,63 +139,18 @@ def read_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
 def _json_line_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
     decoder = _Decoder(path)
     for line in read_lines(path, max_bytes):
-        where = f"{path.name}:{line.number}"
         if line.data is None:
-            yield BadRow(where, f"line is longer than {max_bytes} bytes")
+            yield BadRow(f"{path.name}:{line.number}", f"line is longer than {max_bytes} bytes")
             continue
         try:
-            yield parse_object(decoder.text(line.number, line.data))
+            text = line.data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = decoder.replaced(line.number, line.data)
+        try:
+            yield parse_object(text)
         except (ValueError, RecursionError) as error:
-            yield BadRow(where, f"not a JSON object: {error}")
+            yield BadRow(f"{path.name}:{line.number}", f"not a JSON object: {error}")
     decoder.report()
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any] | BadRow]:
-    number = 0
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(HEAD_BYTES)
-        if not head.startswith(b"PAR1"):
-            raise InputError(f"{path} {not_utf8_text(head) or 'is not Parquet, whatever its name says'}")
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=4096):
-                yield from _parquet_batch(batch, path, number)
-                number += batch.num_rows
-    except OSError as error:
-        raise InputError(f"cannot read {path} as Parquet: {error.strerror or error}; download it again") from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {path} as Parquet: {error}; download it again") from None
-
-
-def _parquet_batch(batch: pa.RecordBatch, path: Path, before: int) -> Iterator[dict[str, Any] | BadRow]:
-    """The rows of a batch. Binary columns, as some writers store text, are read as UTF-8; of times a microsecond is
-    the finest part, and a row that Python cannot hold (a time of year 10,000) is a bad one."""
-    columns = [_plain_column(batch.column(index)) for index in range(batch.num_columns)]
-    plain = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    try:
-        yield from plain.to_pylist()
-    except (ValueError, OverflowError):
-        for index in range(plain.num_rows):
-            try:
-                yield plain.slice(index, 1).to_pylist()[0]
-            except (ValueError, OverflowError) as error:
-                yield BadRow(f"{path.name}: row {before + index + 1}", str(error))
-
-
-def _plain_column(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _plain_column(column.dictionary_decode())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist()]
-        return pa.array(texts, type=pa.large_string())
-    if getattr(kind, "unit", "") == "ns":  # Python's times have microseconds
-        coarse = {"time64": pa.time64("us"), "duration": pa.duration("us")}
-        name = str(kind).partition("[")[0]
-        return column.cast(coarse.get(name, pa.timestamp("us", getattr(kind, "tz", None))), safe=False)
-    return column
 
 
 class _Text:

@@ -130,16 +130,17 @@ def account(stats: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check_delivered(output: Path, stats: dict[str, Any]) -> None:
-    """A finished set without one clip is a mistake that nobody should take for a set."""
-    if stats["num_delivered"] or stats["num_pending"]:
-        return
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in stats["reasons"].items()) or "the metadata name none"
-    first = next(standing_failures(output, set(published_shards(output))), None)
-    example = f"; one of them, {first['clip_id']!r}: {first['reason']}, {first['detail']}" if first else ""
-    raise RunError(
-        f"{output}: not one of {stats['num_clips']:,} clips was delivered ({reasons}){example}; mend that and run "
-        "python -m preprocess.retry, or remove the folder and start over"
+def nothing_delivered(output: Path, stats: dict[str, Any]) -> InputError:
+    """What is wrong with a set of which no clip was delivered: its commonest reason, with an example."""
+    if not stats["reasons"]:
+        return InputError(f"{output}: the metadata holds no clip; check metadata.files and metadata.layout")
+    reason, count = next(iter(stats["reasons"].items()))
+    rows = standing_failures(output, set(published_shards(output)))
+    row = next(row for row in rows if row["reason"] == reason)
+    where = f"clip {row['clip_id']!r}" if row["clip_id"] else "the metadata"
+    return InputError(
+        f"{output}: none of {stats['num_clips']:,} clips was delivered; {count:,} failed with {reason}, such as "
+        f"{where} ({row['detail']}); mend that, then run python -m preprocess.retry, or give another output"
     )
 
 
@@ -196,12 +197,13 @@ def main(argv: list[str]) -> int:
         raise InputError("name one shard set folder")
     stats = merge(Path(argv[0]))
     print(account(stats), flush=True)
-    check_delivered(Path(argv[0]), stats)
     if stats["num_pending"]:
         raise RunError(
             f"{argv[0]} lacks shards ({stats['num_pending']} clips are pending); run the same command again that "
             "writes them, preprocess.run or slurm_shards.py: it writes only what is missing"
         )
+    if stats["num_delivered"] == 0:
+        raise nothing_delivered(Path(argv[0]), stats)
     return 0
 
 

@@ -34,7 +34,7 @@ class ColumnsConfig(Section):
     clip_id: str = ""
     """The clip; empty: `{video_id}.{start in ms}.mp4`, or `{video_id}.mp4` for a whole video."""
     start: str = ""
-    """Start of the span: seconds or HH:MM:SS.mmm; empty with `end` empty: the whole video is one clip."""
+    """Start of the span: seconds, MM:SS or HH:MM:SS.mmm; empty with `end` empty: the whole video is one clip."""
     end: str = ""
     """End of the span; a row without one goes to the end of the video."""
     subtitle: str = ""
@@ -47,7 +47,8 @@ class MetadataConfig(Section):
     """Which clips exist."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    """Paths or glob patterns; plain, .gz or .zst. Parts that were not downloaded are simply not there."""
+    """Paths or glob patterns; plain, .gz or .zst. Parts that were not downloaded are simply not there. Of rows with the
+    same clip id the first in this order stays."""
     layout: Literal["hdvila", "table"] = "hdvila"
     """hdvila: one video a line with its list of clips; table: one clip a row of JSONL, CSV or Parquet."""
     columns: ColumnsConfig = ColumnsConfig()

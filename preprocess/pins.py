@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pipeline.errors import InputError
 from preprocess.config import PreprocessConfig
+from preprocess.faults import refuse_trouble
 from preprocess.plan import Plan
 from preprocess.publish import sole_writer, write_atomically
 from preprocess.published import published_shards
@@ -81,7 +82,8 @@ def _read(path: Path) -> Pin | None:
         return None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; remove it") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        refuse_trouble(error, path)
         print(f"{path} is damaged ({error}); the text sources are pinned anew", file=sys.stderr, flush=True)
         return None
     return pins

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.errors import InputError
+from preprocess.faults import refuse_trouble
 from preprocess.records import Clip, Video
 
 
@@ -119,6 +120,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
+        refuse_trouble(error, path)
         raise _damaged(path, str(error)) from None
     return facts
 
@@ -135,6 +137,7 @@ def _read_bounds(folder: Path, facts: dict[str, Any]) -> np.ndarray:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError) as error:
+        refuse_trouble(error, path)
         raise _damaged(path, str(error)) from None
     size = videos.stat().st_size
     if size != shards[-1, 0]:

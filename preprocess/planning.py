@@ -9,7 +9,6 @@ ids) becomes `failures/plan.parquet`.
     plan = make_plan(output, config.metadata, config.shards, config.seed, max_line_bytes)
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,12 +17,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.data.format import Reason
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
+from preprocess.doubles import FirstOfDoubles, clip_key, key_stem
 from preprocess.failures import FailureTable
+from preprocess.faults import refuse_trouble
 from preprocess.ids import KEEP_ALL_TEXTS, id_text
 from preprocess.lines import TABLE_SUFFIXES, BadRow, read_lines, read_rows
 from preprocess.metadata import MetadataConfig, find_files, read_metadata
@@ -31,12 +31,12 @@ from preprocess.plan import Plan, ShardsConfig, hash64, line_of, video_of, write
 from preprocess.publish import sole_writer, temporary_path
 from preprocess.published import clips_of, published_shards
 from preprocess.records import Clip, Failure, Video
+from preprocess.table_guess import guess_table
 
 NUM_BUCKETS = 256
-KEY = np.dtype([("hash", "<u8"), ("check", "<u8")])
 _BUFFER_BYTES = 1 << 16
-_KEYS_PER_PASS = 1 << 20
 _SHARDS_COMPARED = 16
+_CAME_BEFORE = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
 _EXCLUDE_COLUMNS = ("clip_id", "video_id", "video", "vid_key", "key", "id")
 
 
@@ -73,6 +73,8 @@ def make_plan(output: Path, metadata: MetadataConfig, shards: ShardsConfig, seed
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
             where = error.filename2 or error.filename
             raise InputError(f"cannot write {where}: {error.strerror}; remove what lies there") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(fresh)) from None  # reading names no file
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return Plan.open(output / "plan")
@@ -90,7 +92,8 @@ def _open_sound(output: Path) -> Plan | None:
     rejected = output / "failures" / "plan.parquet"
     try:
         is_sound = pq.read_metadata(rejected).num_rows == plan.facts["num_rejected"]
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        refuse_trouble(error, rejected)
         is_sound = False
     if not is_sound:
         print(f"{rejected} is damaged or gone; it is made anew with the plan", file=sys.stderr, flush=True)
@@ -132,6 +135,8 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
     try:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise
         raise InputError(f"metadata.exclude: cannot read {error.filename}: {error.strerror}") from None
     return {
         "files": [list(stat) for stat in stats],
@@ -145,15 +150,15 @@ def _fingerprint(metadata: MetadataConfig, shards: ShardsConfig, seed: int) -> d
 def _build(
     folder: Path, metadata: MetadataConfig, shards: ShardsConfig, seed: int, max_line_bytes: int
 ) -> dict[str, Any]:
-    excluded = _read_excluded(metadata.exclude, max_line_bytes)
+    excluded = read_excluded(metadata.exclude, max_line_bytes)
     with FailureTable(folder / "rejected.parquet", shard="plan") as rejected:
         _fill_buckets(folder, read_metadata(metadata, max_line_bytes), excluded, seed, rejected)
-        facts = _merge_buckets(folder, shards.clips_per_shard, _FirstOfDoubles.find(folder / "keys"), rejected)
+        facts = _merge_buckets(folder, shards.clips_per_shard, FirstOfDoubles.find(folder / "keys"), rejected)
         facts["num_rejected"] = rejected.num_rows
     return facts
 
 
-def _read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
+def read_excluded(files: tuple[str, ...], max_line_bytes: int) -> frozenset[str]:
     """Video and clip ids, without `.mp4`: of a table from its id columns, of any other file a line each."""
     excluded: set[str] = set()
     for name in files:
@@ -177,9 +182,10 @@ def _ids(path: Path, max_line_bytes: int) -> Iterator[str]:
             raise _unread(row.where, row.problem)
         columns = [name for name in _EXCLUDE_COLUMNS if name in row]
         if not columns:
+            guess = guess_table(path, _EXCLUDE_COLUMNS[:2], list(row))
             raise InputError(
                 f"metadata.exclude: {path} has none of the columns {', '.join(_EXCLUDE_COLUMNS)}, only "
-                f"{', '.join(list(row)[:20])}; rename one, or give a text file with one id a line"
+                f"{', '.join(list(row)[:20])}; {guess or 'rename one, or give a text file with one id a line'}"
             )
         yield from (str(id_text(row[name])) for name in columns if row[name] not in (None, ""))
 
@@ -207,7 +213,7 @@ def _fill_buckets(
                     rejected.add(Failure(clip.clip_id, item.video_id, Reason.EXCLUDED, "on a list of metadata.exclude"))
                 else:
                     kept.append(clip)
-                    keys.write(_key(clip.clip_id))
+                    keys.write(clip_key(clip.clip_id))
             if kept:
                 number = hash64(f"{seed}:{item.video_id}")
                 buffer = buffers[number >> 56]
@@ -226,20 +232,21 @@ def _flush(folder: Path, bucket: int, buffer: bytearray) -> None:
         buffer.clear()
 
 
-def _merge_buckets(
-    folder: Path, clips_per_shard: int, first: "_FirstOfDoubles", rejected: FailureTable
-) -> dict[str, Any]:
+def _merge_buckets(folder: Path, clips_per_shard: int, first: FirstOfDoubles, rejected: FailureTable) -> dict[str, Any]:
     num_doubles = 0
 
     def videos() -> Iterator[tuple[int, Video]]:
         nonlocal num_doubles
         for bucket in range(NUM_BUCKETS):
-            for number, video_id, clips in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
-                kept = tuple(clip for place, clip in clips if first(clip.clip_id, place))
-                if len(kept) < len(clips):
-                    num_doubles += len(clips) - len(kept)
-                    _reject_doubles(video_id, clips, first, rejected)
-                yield number, Video(video_id, kept)
+            for number, video_id, clips, places in _sorted_bucket(folder / f"bucket_{bucket:03d}"):
+                if first.is_needed:
+                    kept, doubles = first.of(clips, places)
+                    num_doubles += len(doubles)
+                    for clip in doubles:
+                        rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, _CAME_BEFORE))
+                    clips = kept
+                clips.sort(key=_clip_order)
+                yield number, Video(video_id, tuple(clips))
 
     facts = write_plan(folder, videos(), clips_per_shard, prefix="")
     if num_doubles:
@@ -251,92 +258,30 @@ def _merge_buckets(
     return facts
 
 
-def _reject_doubles(
-    video_id: str, clips: "list[tuple[int, Clip]]", first: "_FirstOfDoubles", rejected: FailureTable
-) -> None:
-    for place, clip in clips:
-        if not first(clip.clip_id, place):
-            detail = f"the clip id came before, and the first row stays; {KEEP_ALL_TEXTS}"
-            rejected.add(Failure(clip.clip_id, video_id, Reason.DUPLICATE_CLIP, detail))
-
-
-class _FirstOfDoubles:
-    """Tells the first clip of a key, in the order of the metadata, from later ones."""
-
-    def __init__(self, hashes: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
-        self._hashes, self._checks, self._places = hashes, checks, places
-
-    @classmethod
-    def find(cls, path: Path) -> "_FirstOfDoubles":
-        """Those of the file of `KEY`s at `path`, which is removed. At 8 bytes a clip, and 24 a key that is there twice:
-        every clip may be."""
-        hashes = np.fromfile(path, dtype=KEY)["hash"].copy() if path.stat().st_size else np.zeros(0, dtype="<u8")
-        hashes.sort()  # in place: 100 M clips are 800 MB here, once
-        doubles = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        del hashes
-        checks = np.zeros(len(doubles), dtype="<u8")
-        places = np.full(len(doubles), -1, dtype=np.int64)
-        if len(doubles):
-            keys = np.memmap(path, dtype=KEY, mode="r")
-            for start in range(0, len(keys), _KEYS_PER_PASS):
-                _note_first(keys[start : start + _KEYS_PER_PASS], start, doubles, checks, places)
-            del keys
-        path.unlink()
-        return cls(doubles, checks, places)
-
-    def __call__(self, clip_id: str, place: int) -> bool:
-        if not len(self._hashes):
-            return True
-        key = np.frombuffer(_key(clip_id), dtype=KEY)[0]
-        found = int(np.searchsorted(self._hashes, key["hash"]))
-        if found == len(self._hashes) or self._hashes[found] != key["hash"]:
-            return True
-        # Two keys with one hash of 64 bits are no doubles: among 100 M clips that happens once in 4,000 sets.
-        return bool(self._places[found] == place or self._checks[found] != key["check"])
-
-
-def _note_first(keys: np.ndarray, start: int, doubles: np.ndarray, checks: np.ndarray, places: np.ndarray) -> None:
-    """Enter check and place of the doubles that come for the first time in `keys`, which begin at place `start`."""
-    found = np.searchsorted(doubles, keys["hash"])
-    found[found == len(doubles)] = 0
-    offsets = np.flatnonzero((doubles[found] == keys["hash"]) & (places[found] < 0))
-    fresh, first = np.unique(found[offsets], return_index=True)
-    places[fresh] = start + offsets[first]
-    checks[fresh] = keys["check"][offsets[first]]
-
-
-def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[tuple[int, Clip]]]]":
-    """The videos of one bucket in order of their hash, each once: hash, id, and its clips in order of time, each behind
-    its place in the metadata."""
+def _sorted_bucket(path: Path) -> "Iterator[tuple[int, str, list[Clip], list[int]]]":
+    """The videos of one bucket in order of their hash, each once: hash, id, and its clips as they come in the metadata
+    with their places in it."""
     if not path.exists():
         return
-    grouped: dict[tuple[int, str], list[tuple[int, Clip]]] = {}
+    grouped: dict[tuple[int, str], tuple[list[Clip], list[int]]] = {}
     with open(path, "rb") as stream:
         for line in stream:
-            place, _, text = line.partition(b" ")
+            first, _, text = line.partition(b" ")
             content = json.loads(text)
             video = video_of(content)
-            grouped.setdefault((content[0], video.video_id), []).extend(enumerate(video.clips, start=int(place)))
+            clips, places = grouped.setdefault((content[0], video.video_id), ([], []))
+            clips.extend(video.clips)
+            places.extend(range(int(first), int(first) + len(video.clips)))
     path.unlink()
     for number, video_id in sorted(grouped):
-        yield number, video_id, sorted(grouped[number, video_id], key=_clip_order)
+        yield number, video_id, *grouped[number, video_id]
 
 
-def _clip_order(item: tuple[int, Clip]) -> tuple[float, float, str, int]:
-    place, clip = item
-    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id, place
-
-
-def _key(clip_id: str) -> bytes:
-    """What two clip ids must not share, the part that decides the key in the tar, as 16 bytes (`KEY`)."""
-    return hashlib.blake2b(_key_stem(clip_id).encode(), digest_size=16).digest()
+def _clip_order(clip: Clip) -> tuple[float, float, str]:
+    return clip.start_s, float("inf") if clip.end_s is None else clip.end_s, clip.clip_id
 
 
 def _listed_as(name: str) -> str:
     """An id as it is compared with the exclude lists."""
-    stem = _key_stem(name)
+    stem = key_stem(name)
     return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
-
-
-def _key_stem(clip_id: str) -> str:
-    return clip_id.removesuffix(".mp4")

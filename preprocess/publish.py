@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import DISK_TROUBLE, InputError
 
 TEMPORARY_SUFFIX = ".tmp"
 _OTHERS_IDLE_S = 3600.0
@@ -87,6 +87,8 @@ def sole_writer(folder: Path, *names: str) -> Iterator[None]:
     try:
         stream = open(folder / ".lock", "a")  # noqa: SIM115 -- closed below
     except OSError as error:
+        if error.errno in DISK_TROUBLE and error.errno != errno.EROFS:
+            raise
         raise InputError(f"cannot write to {folder} ({error.strerror}); give a folder that can be written") from None
     with stream:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
+from preprocess.faults import refuse_trouble
 from preprocess.pack import read_facts
 
 
@@ -27,7 +28,8 @@ def clips_of(output: Path, shard: str) -> set[str] | None:
         return {
             clip_id for path in tables for clip_id in pq.read_table(path, columns=["clip_id"])["clip_id"].to_pylist()
         }
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError) as error:
+        refuse_trouble(error, output / shard)
         return None
 
 
@@ -52,6 +54,7 @@ def damage_of(output: Path, shard: str) -> str:
         if (num_rows := pq.read_metadata(failures).num_rows) != num_failures:
             return f"{failures} has {num_rows} rows instead of {num_failures}"
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        refuse_trouble(error, path)
         said = " ".join(str(error).split()) or "it is empty"
         return f"{path} cannot be read ({said[:200]})"
     return ""

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.data.format import SIDECAR_COLUMNS
 from pipeline.data.frames import open_clip_bytes, uniform_indices
-from pipeline.data.manifest_file import manifest_facts
+from pipeline.data.manifest_file import manifest_facts, read_manifest
 from pipeline.data.sample import bad_where_it_fails
 from pipeline.data.storage import DamagedSample
 from pipeline.data.texts import json_object, text_at
@@ -65,6 +65,7 @@ class SampleText:
 def render(output: Path, num_clips: int, seed: int) -> str:
     """The whole page."""
     stats = read_stats(output)
+    read_manifest(str(output))  # says what to do where it is damaged
     rng = random.Random(seed)
     shards = published_shards(output)
     picked = sorted(rng.sample(shards, min(len(shards), MAX_SHARDS)))
@@ -123,16 +124,16 @@ def _account_table(stats: dict[str, Any]) -> str:
         f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{(share or count / total):.2%}</td></tr>"
         for name, count, share in lines
     )
-    passed_over = "".join(
-        f"<p>Passed over: {facts['count']:,} {html.escape(kind)}, such as {html.escape(facts['example'])}</p>"
-        for kind, facts in stats.get("passed_over", {}).items()
+    skipped = "".join(
+        f"<p>Skipped: {facts['count']:,} {html.escape(kind)}, such as {html.escape(facts['example'])}</p>"
+        for kind, facts in stats.get("skipped", {}).items()
     )
     facts = (
         f"{stats['hours']:,.2f} hours, {stats['bytes'] / 1e9:,.3f} GB in {stats['num_shards']:,} shards. "
         f"Of the delivered clips {stats['num_subtitles'] / delivered:.2%} have a subtitle and "
         f"{stats['num_captions'] / delivered:.2%} a caption. Manifest {html.escape(stats['manifest_hash'])}."
     )
-    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>{passed_over}"
+    return f"<h2>Account</h2><table>{rows}</table><p>{facts}</p>{skipped}"
 
 
 def read_stats(output: Path) -> dict[str, Any]:

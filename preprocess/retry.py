@@ -23,7 +23,7 @@ from pipeline.errors import InputError, run_command
 from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task, content_hash
 from preprocess.ffmpeg_binary import ffmpeg_version
-from preprocess.merge import account, check_delivered, merge
+from preprocess.merge import account, merge, nothing_delivered
 from preprocess.pins import check_sources
 from preprocess.plan import Plan, write_plan
 from preprocess.publish import remove_leftovers, sole_writer, temporary_path
@@ -130,7 +130,8 @@ def main(argv: list[str]) -> int:
     stats = retry(config)
     if stats:
         print(account(stats), flush=True)
-        check_delivered(config.output, stats)
+    if stats and stats["num_delivered"] == 0:
+        raise nothing_delivered(config.output, stats)
     return 0
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
+from preprocess.faults import refuse_trouble
 from preprocess.plan import Plan, hash64
 
 
@@ -66,6 +67,7 @@ def _rows(path: Path, retried: np.ndarray) -> Iterator[dict[str, str]]:
                     if not len(retried) or not _contains(retried, hash64(row["clip_id"])):
                         yield row
     except (OSError, ValueError, KeyError) as error:
+        refuse_trouble(error, path)
         said = " ".join(str(error).split())[:200]
         raise RunError(
             f"{path} cannot be read ({said}); python -m preprocess.run with the set's config mends what the rest of "

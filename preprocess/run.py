@@ -19,14 +19,14 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from pipeline.config import parse_command_line, read_yaml
-from pipeline.errors import InputError, MachineFault, RunError, run_command
+from pipeline.errors import DISK_TROUBLE, InputError, MachineFault, RunError, run_command
 from preprocess.caption import place_workers
 from preprocess.claim import claim_folder
 from preprocess.config import PreprocessConfig, check_task
 from preprocess.faults import FileSystemFault
 from preprocess.ffmpeg_binary import check_hwaccel, ffmpeg_version
 from preprocess.inputs import check_inputs
-from preprocess.merge import account, check_delivered, merge
+from preprocess.merge import account, merge, nothing_delivered
 from preprocess.pins import check_sources
 from preprocess.plan import Plan
 from preprocess.planning import make_plan
@@ -140,6 +140,10 @@ def _machine_to_blame(config: PreprocessConfig) -> Iterator[None]:
         if isinstance(error, InputError) and not _went_well_before(config):
             raise
         raise MachineFault(f"{socket.gethostname()}: {error}") from None
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        raise MachineFault(f"{socket.gethostname()}: {error.strerror}: {error.filename}") from None
 
 
 def _went_well_before(config: PreprocessConfig) -> bool:
@@ -158,10 +162,12 @@ def main(argv: list[str]) -> int:
     check_task(config.tasks)
     started = time.monotonic()
     stats = run(config)
-    if stats:
+    if stats and stats["num_delivered"] == 0:
         print(account(stats), flush=True)
-        check_delivered(config.output, stats)
+        raise nothing_delivered(config.output, stats)
     print(f"{config.output}: done in {time.monotonic() - started:.0f} s")
+    if stats:
+        print(account(stats))
     return 0
 
 

@@ -7,7 +7,7 @@ for done in build_shard(plan.shard(12), tools, facts):    # VideoDone after each
 
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from preprocess.plan import ShardPlan
 from preprocess.presence import Seen, check_share
 from preprocess.probe import probe_video
 from preprocess.records import Clip, ClipError, Failure, Media, Video
-from preprocess.texts import ClipTexts, Texts
-from preprocess.videos import VideoLocator
+from preprocess.texts import ClipTexts, Texts, text_folders
+from preprocess.videos import Roots, VideoLocator
 
 _SHOWN_PROBLEMS = 20
 
@@ -58,6 +58,8 @@ class Tools:
     captioner: Captioner | None
     captioner_versions: dict[str, Any]
     """What generated captions depend on beside the config."""
+    text_roots: Roots = field(default_factory=Roots)
+    """The folders of subtitle files: where one is lost, a clip has no subtitle for no fault of its own."""
     generation: int = 0
     """Of the pinned text sources, when they were opened."""
 
@@ -69,6 +71,7 @@ class Tools:
             Texts.open(config.texts, config.output),
             open_captioner(config.captioner, config.seed),
             captioner_versions(config.captioner),
+            Roots(text_folders(config.texts)),
             pinned_generation(config.output),
         )
 
@@ -142,6 +145,8 @@ def _deliver(video: Video, tools: Tools, poison: tuple[Reason, str] | None) -> I
             yield Outcome(video.video_id, Failure(clip.clip_id, video.video_id, *poison), ClipTexts(None, None, None))
         return
     texts = {clip.clip_id: tools.texts.of(video.video_id, clip) for clip in video.clips}
+    if any(hoped.subtitle is None or hoped.caption is None for hoped in texts.values()):
+        tools.text_roots.check_still_there()
     wanted: list[Clip] = []
     for clip in video.clips:
         hoped = texts[clip.clip_id]

@@ -8,12 +8,14 @@ The words of a cue are spread over its time (`preprocess.cues`), and those whose
 clip that starts in the middle of a cue gets the second half of it. UTF-8 and UTF-16, with any line ends.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.text_files import HEAD_BYTES, not_utf8_text, text_encoding
 from preprocess.cues import Cue, Unread, parse_cues
+from preprocess.faults import retried
 from preprocess.records import Clip
 from preprocess.videos import fixed_folder, is_file, paths_of
 
@@ -73,10 +75,11 @@ class SubtitleFiles:
 
 def read_subtitles(path: Path) -> SubtitleText:
     """The cues of a .vtt or .srt file in order of time. Whatever it holds is no error, but a `problem`."""
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
+    if retried(path.stat, path).st_size > MAX_FILE_BYTES:
         return SubtitleText([], f"is larger than {MAX_FILE_BYTES:,} bytes and was passed over")
-    data = path.read_bytes()
+    if not os.access(path, os.R_OK):
+        return SubtitleText([], "cannot be read: Permission denied")
+    data = retried(path.read_bytes, path)
     encoding = text_encoding(data[:HEAD_BYTES])
     if encoding.startswith("utf-8") and (complaint := not_utf8_text(data[:HEAD_BYTES])):
         return SubtitleText([], complaint)

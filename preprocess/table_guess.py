@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.format import VIDEO_EXTENSIONS
+from pipeline.errors import InputError
 from preprocess.csv_rows import DELIMITERS, BadRow
 from preprocess.lines import read_lines, read_rows, table_kind
 
@@ -21,7 +23,7 @@ _NUMBER_OR_CLOCK = re.compile(r"-?[0-9]+([:.,][0-9]+)*")
 
 def guess_table(path: Path, wanted: Collection[str], columns: Collection[str] = ()) -> str:
     """Why none of the `wanted` columns was found in a table whose columns were taken for `columns`, in a few words."""
-    kind = table_kind(path)
+    kind = _kind(path)
     if kind == "parquet":
         return _other_names(wanted, columns)
     first = _first_line(path)
@@ -33,11 +35,23 @@ def guess_table(path: Path, wanted: Collection[str], columns: Collection[str] = 
     return _guess_csv(first, delimiter) or _other_names(wanted, columns) or _guess_headerless(first, delimiter)
 
 
+def _kind(path: Path) -> str:
+    """That of the name, and JSON lines for any other."""
+    try:
+        return table_kind(path)
+    except InputError:
+        return "jsonl"
+
+
 def columns_of(path: Path, max_line_bytes: int) -> list[str]:
     """The columns of a table: of its header, its schema, or its first row that can be read."""
     kind = table_kind(path)
     if kind in ("csv", "tsv"):
-        fields = next(csv.reader([_first_line(path)], delimiter="\t" if kind == "tsv" else ","), [])
+        first, delimiter = _first_line(path), "\t" if kind == "tsv" else ","
+        try:
+            fields = next(csv.reader([first], delimiter=delimiter), [])
+        except csv.Error:
+            fields = first.split(delimiter)
         return [field.strip() for field in fields]
     return next((list(row) for row in read_rows(path, max_line_bytes) if not isinstance(row, BadRow)), [])
 
@@ -89,9 +103,10 @@ def _guess_csv(first: str, delimiter: str) -> str:
 
 
 def _guess_headerless(first: str, delimiter: str) -> str:
-    """A header names columns; one of its fields being a number or a time is a row."""
+    """A header names columns; a line with a number, a time or a file among its fields is a row."""
     fields = [field.strip(" \"'") for field in first.split(delimiter)]
-    if any(_NUMBER_OR_CLOCK.fullmatch(field) for field in fields):
+    videos = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
+    if any(_NUMBER_OR_CLOCK.fullmatch(field) or field.lower().endswith(videos) for field in fields):
         return "its first line looks like a row: put a header with the names of the columns above it"
     if "\ufffd" in first:
         return "its header holds bytes that are no UTF-8: save it as UTF-8"

@@ -38,7 +38,7 @@ class TextsConfig(Section):
 
     subtitles: tuple[str, ...] = ()
     """Files or LMDB folders with subtitles by clip id, the first hit wins; a path with `{video_id}` that ends in
-    .vtt or .srt is cut to the clip's span."""
+    .vtt or .srt (UTF-8 or UTF-16) is cut to the clip's span."""
     captions: tuple[str, ...] = ()
     """Files or LMDB folders with published captions by clip id, the first hit wins."""
     require: Literal["none", "any", "subtitle", "caption", "both"] = "none"
@@ -112,14 +112,21 @@ class Texts:
         return ClipTexts(subtitle, None, None)
 
 
-def check_sources(config: TextsConfig, max_line_bytes: int) -> None:
+def text_folders(config: TextsConfig) -> list[Path]:
+    """The folders that hold the subtitle files of all videos."""
+    return sorted({fixed_folder(name) for name in (*config.subtitles, *config.captions) if "{video_id" in name})
+
+
+def check_text_sources(config: TextsConfig, max_line_bytes: int) -> None:
     """Raise an `InputError` for a source that is not there or of which no row can be read. Writes nothing."""
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
         if "{video_id" in name:
             folder = fixed_folder(name)
             if not folder.is_dir():
-                raise InputError(f"texts: there is no folder {folder} for {name}; make it or change the path")
+                raise InputError(
+                    f"texts: there is no folder {folder} for {name}; mount the file system or mend the path"
+                )
         elif not path.exists():
             raise InputError(f"texts: there is no {path}; download it or take it off the list")
         elif path.is_dir():
@@ -130,7 +137,7 @@ def check_sources(config: TextsConfig, max_line_bytes: int) -> None:
 
 def prepare_texts(config: TextsConfig, output: Path, max_line_bytes: int) -> None:
     """Index the tables among the text sources, once. Missing or unreadable sources are an `InputError`."""
-    check_sources(config, max_line_bytes)
+    check_text_sources(config, max_line_bytes)
     for name in (*config.subtitles, *config.captions):
         path = Path(name)
         if "{video_id" in name or path.is_dir():
@@ -178,7 +185,8 @@ class _LmdbTexts:
         try:
             self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_spare_txns=1)
         except lmdb.Error as error:
-            raise InputError(f"{path} is no readable LMDB folder: {error}") from None
+            problem = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path} is no readable LMDB folder: {problem}") from None
 
     def __call__(self, video_id: str, clip: Clip) -> str | None:
         with self._environment.begin(buffers=False) as transaction:

@@ -13,10 +13,9 @@ import imageio_ffmpeg
 import numpy as np
 
 from pipeline.data.format import Reason
-from pipeline.errors import InputError, MachineFault
+from pipeline.errors import InputError, MachineFault, RunError
 from preprocess.clips import ClipsConfig
 from preprocess.cut import cut_clips
-from preprocess.faults import FileSystemFault
 from preprocess.ffmpeg_binary import find_ffmpeg
 from preprocess.limits import LimitsConfig
 from preprocess.probe import probe_video
@@ -36,7 +35,7 @@ def check_decode(clips: ClipsConfig, version: str) -> None:
             path = Path(folder) / "trial.mkv"
             _write(path)
             problems = _decode(path, clips)
-    except (OSError, FileSystemFault) as error:
+    except (OSError, RunError) as error:
         raise MachineFault(f"the self test on {socket.gethostname()} failed: {error}; mend the machine") from None
     if any(failure.reason in (Reason.MEMORY_LIMIT, Reason.TIME_LIMIT) for failure in problems):
         raise MachineFault(

@@ -8,7 +8,8 @@ path = locate("QMi8x8o55Ns")          # Path, or None where no candidate exists
 import os
 import socket
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -65,30 +66,28 @@ class VideoLocator:
     def __init__(self, config: VideosConfig, output: Path) -> None:
         self._config = config
         self._index = TextIndex(index_folder(Path(config.index), output, _KIND)) if config.index else None
-        self._devices = {folder: device for folder in self._folders() if (device := _device_with_files(folder))}
-        """The folders that hold something, each with its file system's number: another one is another mount."""
+        self._roots = Roots(self._folders(), all_must_stay=self._index is None, may_be_empty=False)
 
     def __call__(self, video_id: str) -> Path | None:
         """The first candidate that is a file."""
         return next((path for path in self.candidates(video_id) if is_file(path)), None)
 
-    def candidates(self, video_id: str) -> list[Path]:
+    def candidates(self, video_id: str) -> Iterator[Path]:
         """All paths at which the video may lie, in order of preference."""
         if self._index is not None:
             named = (self._index.get(form) for form in unicode_forms(video_id))
             path = next((path for path in named if path is not None), None)
             folder = Path(self._config.index).parent
-            return [] if path is None else [folder / form for form in unicode_forms(path)]
-        found: list[Path] = []
+            yield from () if path is None else (folder / form for form in unicode_forms(path))
+            return
         for template in self._config.templates:
             small = self._config.extensions if "{ext" in template else ("",)
             for extension in dict.fromkeys((*small, *map(str.upper, small))):
-                found += paths_of(template, video_id, extension)
-        return found
+                yield from paths_of(template, video_id, extension)
 
     def missing_detail(self, video_id: str) -> str:
         """Where a video was looked for that is not there, for people."""
-        candidates = self.candidates(video_id)
+        candidates = list(self.candidates(video_id))
         if not candidates:
             return f"not named in {self._config.index}"
         more = f" or under {len(candidates) - 1} other names" if len(candidates) > 1 else ""
@@ -120,17 +119,11 @@ class VideoLocator:
             )
 
     def check_still_there(self) -> None:
-        """Raise a `MachineFault` where a folder that held videos when this locator was made is gone, empty, or on
-        another file system: what is missing since then may be there all the same.
+        """Raise a `MachineFault` where the folders of the videos are lost: what is missing may be there all the same.
 
-        The folders of `videos.index` may empty one by one, as films are deleted: there all must be gone.
+        The folders of `videos.index` may empty one by one, as films are deleted: there all must be lost.
         """
-        lost = [folder for folder, device in self._devices.items() if _device_with_files(folder) != device]
-        if not self._devices or (lost and (self._index is None or len(lost) == len(self._devices))):
-            raise MachineFault(
-                f"{(lost or self._folders())[0]} held videos when this job started, and on {socket.gethostname()} it "
-                "is gone, empty or another mount now; mend the mount and run the same command again"
-            )
+        self._roots.check_still_there()
 
     def _folders(self) -> list[Path]:
         """The folders in which videos lie: of each template, or of some rows of the index."""
@@ -140,11 +133,41 @@ class VideoLocator:
         return sorted({path.parent for path in paths})
 
 
+class Roots:
+    """Folders that hold files, as they are found when it is made, on this machine."""
+
+    def __init__(self, folders: Sequence[Path] = (), all_must_stay: bool = True, may_be_empty: bool = True) -> None:
+        self._folders, self._all_must_stay, self._may_be_empty = folders, all_must_stay, may_be_empty
+        self._devices = {folder: device for folder in folders if (device := _device_with_files(folder)) is not None}
+        """The folders that hold something, each with its file system's number: another one is another mount."""
+
+    def check_still_there(self) -> None:
+        """Raise a `MachineFault` where one of the folders (all of them, unless all must stay) is gone, empty, or on
+        another file system than it was."""
+        if not self._folders:
+            return
+        lost = []
+        for folder, device in self._devices.items():
+            if _device_with_files(folder) != device:
+                lost.append(folder)
+            elif not self._all_must_stay:
+                return
+        is_empty = not self._devices and not self._may_be_empty
+        if is_empty or lost:
+            raise MachineFault(
+                f"{(lost or self._folders)[0]} held files when this job started, and on {socket.gethostname()} it is "
+                "gone, empty or another mount now; mend the mount and run the same command again"
+            )
+
+
 def prepare_videos(config: VideosConfig, output: Path) -> None:
     """Make the lookup of `videos.index` below `output`, once: 3 M rows are too many for the memory of every worker."""
     if config.index:
         path = Path(config.index)
-        build_index_once(_rows(path), index_folder(path, output, _KIND))
+        num_repeated = build_index_once(_rows(path), index_folder(path, output, _KIND))
+        if num_repeated:
+            said = f"videos.index: {num_repeated:,} rows of {path} repeat a video id, of each the first counts"
+            print(said, file=sys.stderr, flush=True)
 
 
 def check_index(config: VideosConfig) -> None:

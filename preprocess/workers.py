@@ -26,6 +26,7 @@ from pipeline.data.format import Reason
 from pipeline.errors import InputError, MachineFault, PipelineError, RunError
 from preprocess.caption import count_gpus, worker_device
 from preprocess.config import PreprocessConfig
+from preprocess.faults import is_outside_signal
 from preprocess.lifeline import end_with_parent
 from preprocess.limits import process_status
 from preprocess.plan import Plan
@@ -208,7 +209,9 @@ def _bury(worker: _Worker, queue: _Queue) -> ShardFailed | None:
     ends[worker.video_id] += 1
     is_to_blame = ends[worker.video_id] >= _ENDS_BEFORE_BLAME
     too_many = ends.total() >= _ENDS_BEFORE_BLAME * MAX_POISONED_PER_SHARD
-    if too_many or worker.video_id in known or (is_to_blame and not worker.video_id):
+    # A lack of memory kills by SIGKILL; no video brings about SIGTERM, nor SIGBUS, which comes of a mapped text index.
+    is_outside = code is not None and is_outside_signal(code) and code != -signal.SIGKILL
+    if too_many or worker.video_id in known or (is_to_blame and (is_outside or not worker.video_id)):
         return ShardFailed(number, f"its worker died again ({_exit_words(code)})")
     queue.waiting.append(number)
     if not is_to_blame:
@@ -249,6 +252,8 @@ def _work(
             return
         except Exception as error:
             said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            if isinstance(error, OSError) and error.filename is None:  # reading names no file
+                said += f", below {config.output}"
             pipe.send(RunError(f"a worker cannot open what it needs ({type(error).__name__}: {said})"))
             return
         pipe.send(_Ready())

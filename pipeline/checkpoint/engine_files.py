@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from pipeline.retry import retried
+
 
 class SnapshotWriter:
     """What DeepSpeed calls to make folders and to write and read its state files."""
@@ -59,7 +61,7 @@ class SnapshotWriter:
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file. This unpickles: only files of our own checkpoints, whose hashes were checked, come here."""
-        return torch.load(path, map_location=map_location, weights_only=False)
+        return retried(lambda: torch.load(path, map_location=map_location, weights_only=False), Path(path))
 
     def commit(self, info: object) -> bool:
         """A save ends."""

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
+from pipeline.checkpoint.engine_files import SnapshotWriter
 from pipeline.checkpoint.folder import (
     LATEST,
     find_damage,
@@ -124,7 +124,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], sc
     saved_ranks, state = read_complete(checkpoint)["num_ranks"], read_state(checkpoint)
     saved_stage = state["zero_stage"]
     if saved_ranks == world_size() and same_layout(state, engine):
-        engine.load(checkpoint, ENGINE_FOLDER)
+        engine.load(checkpoint, ENGINE_FOLDER, SnapshotWriter())
     else:
         report_conversion(checkpoint, (saved_ranks, saved_stage), (world_size(), engine.zero_stage))
         weights = load_file(str(checkpoint / "model.safetensors"))
@@ -132,7 +132,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine, param_names: list[str], sc
             fill_engine(engine, weights, moments, state["optimizer_step"])
     if engine.loss_scale is not None and state.get("loss_scale") is not None:
         engine.loss_scale = LossScale(**state["loss_scale"])
-    with safe_open(str(checkpoint / "rng.safetensors"), framework="pt") as random_states:
-        if rank_name() in random_states.keys():  # noqa: SIM118 - not a mapping
-            set_random_state(random_states.get_tensor(rank_name()))
+    random_states = load(retried((checkpoint / "rng.safetensors").read_bytes, checkpoint / "rng.safetensors"))
+    if rank_name() in random_states:
+        set_random_state(random_states[rank_name()])
     return state

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from pipeline.dist import barrier, broadcast_value, is_main
 from pipeline.errors import RunError
 from pipeline.log import logger, quiet
+from pipeline.retry import retried
 
 Moments = Callable[[str], tuple[Tensor, Tensor] | None]
 """Name -> (exp_avg, exp_avg_sq), whole; None for a parameter that had no state yet."""
@@ -73,9 +75,8 @@ def _convert(engine_folder: Path, output: Path) -> None:
 
 
 def _split_stage_0(engine_folder: Path, param_names: list[str], output: Path) -> None:
-    saved: dict[str, Any] = torch.load(
-        engine_folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-    )
+    file = engine_folder / "mp_rank_00_model_states.pt"
+    saved: dict[str, Any] = retried(lambda: torch.load(file, map_location="cpu", weights_only=False), file)
     numbers = [number for group in saved["optimizer"]["param_groups"] for number in group["params"]]
     assert len(numbers) == len(param_names), f"{len(numbers)} saved states, {len(param_names)} parameters"
     for number, name in zip(numbers, param_names, strict=True):
@@ -91,8 +92,8 @@ def _read(folder: Path) -> tuple[Tensor, Tensor] | None:
     if not (folder / "exp_avg.pt").exists():
         return None
     both = []
-    for key in ("exp_avg", "exp_avg_sq"):
-        content = torch.load(folder / f"{key}.pt", map_location="cpu", weights_only=False)
+    for file in (folder / "exp_avg.pt", folder / "exp_avg_sq.pt"):
+        content = retried(partial(torch.load, file, map_location="cpu", weights_only=False), file)
         both.append(content["param"] if isinstance(content, dict) else content)
     return both[0], both[1]
 

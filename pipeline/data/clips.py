@@ -18,7 +18,7 @@ from pipeline.data.format import name_hash
 from pipeline.data.frames import open_clip_bytes, uniform_indices
 from pipeline.data.index import Place
 from pipeline.data.loader import Failed
-from pipeline.data.manifest_file import read_manifest, read_table
+from pipeline.data.manifest_file import read_manifest, sidecar_columns
 from pipeline.data.pool import WorkerDied, empty_bytes, run_workers
 from pipeline.data.read_ahead import ReadAhead
 from pipeline.data.sample import bad_where_it_fails, open_block, read_block
@@ -129,9 +129,14 @@ class _ClipBatches:
 
 def _places_by_clip_id(folder: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
+    reader = open_folder(folder)
     for shard in read_manifest(folder):
-        content = open_folder(folder).read_file(f"{shard['shard']}.parquet")
-        table = read_table(content, ["key", "clip_id", "offset", "size"])
+        name = f"{shard['shard']}.parquet"
+        try:
+            content = reader.read_file(name)
+        except FileNotFoundError:
+            raise InputError(f"{folder}/{name} is missing; write the manifest of {folder} again") from None
+        table = sidecar_columns(content, f"{folder}/{name}", ["key", "clip_id", "offset", "size"])
         for row in table.to_pylist():
             places[row["clip_id"]] = Place(
                 len(places), shard["shard"], row["offset"], row["size"], name_hash(row["key"])

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import Section, load_config, render_help
 from pipeline.data.format import METADATA_KEY, name_hash, sample_key
-from pipeline.data.index_build import CHUNK_BITS, SAMPLES, build_once
+from pipeline.data.index_build import CHUNK_BITS, SAMPLES, build_once, set_aside
 from pipeline.data.manifest_file import manifest_facts
 from pipeline.errors import InputError, RunError, run_command
+from pipeline.log import logger
 
 Int64s = NDArray[np.int64]
 PROGRAM = "python -m pipeline.data.index SHARDS"
@@ -81,7 +82,17 @@ class Manifest:
         self.folder = folder
         self.hash = index.name
         self.index = index
-        shards = _map(index / "shards.arrow")
+        try:
+            self._map_files()
+        except Exception as error:  # whatever damaged bytes make Arrow and JSON raise
+            raise RunError(
+                f"the index {index} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); remove "
+                "it, and it is built again from the sidecars"
+            ) from None
+
+    def _map_files(self) -> None:
+        """Map both files, once their shape is what it should be: every row has a shard, every column its type."""
+        shards = pa.ipc.open_file(pa.memory_map(str(self.index / "shards.arrow")))
         facts = json.loads(shards.schema.metadata[METADATA_KEY])
         self.subtitle_from: str = facts["subtitle_from"]
         self.caption_from: str = facts["caption_from"]
@@ -92,21 +103,35 @@ class Manifest:
         self._ends = np.cumsum(self.shard_sizes)
         self.first_rows: Int64s = self._ends - self.shard_sizes
         self.num_samples = int(self._ends[-1]) if self.num_shards else 0
-        samples = _map(index / "samples.arrow")
+        samples = pa.ipc.open_file(pa.memory_map(str(self.index / "samples.arrow")))
         batches = [samples.get_batch(number) for number in range(samples.num_record_batches)]
+        if samples.schema != SAMPLES or sum(map(len, batches)) != self.num_samples or (self.shard_sizes < 0).any():
+            raise ValueError(f"{sum(map(len, batches))} rows in samples.arrow, {self.num_samples} in shards.arrow")
+        self._shards.to_pylist()  # text that is no text shows here
         self._chunks = [
             {name: batch.column(name).to_numpy(zero_copy_only=True) for name in SAMPLES.names} for batch in batches
         ]
 
     @classmethod
     def open(cls, folder: str | Path, *, pinned: str | None = None, index_folder: Path | None = None) -> Self:
-        """Map the index of `folder`'s manifest (or of the `pinned` hash), building it first where it is missing."""
+        """Map the index of `folder`'s manifest (or of the `pinned` hash).
+
+        It is built first where it is missing, and once more where it is damaged and the manifest is still the same.
+        """
         where = str(folder)
         root = index_folder / name_of_set(where) if index_folder else _index_root(where)
         wanted = pinned or manifest_facts(where)["manifest_hash"]
         if not (root / wanted).is_dir():
             build_once(where, root, wanted)
-        return cls(where, root / wanted)
+        try:
+            return cls(where, root / wanted)
+        except RunError as error:
+            if manifest_facts(where)["manifest_hash"] != wanted:
+                raise
+            logger.warning(f"{error}; builds it again")
+            set_aside(root, wanted)
+            build_once(where, root, wanted)
+            return cls(where, root / wanted)
 
     def shard_name(self, number: int) -> str:
         """The path of shard `number` below the set, without suffix."""
@@ -166,13 +191,6 @@ def _index_root(folder: str) -> Path:
         return Path(folder) / "index"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return cache / "clip_vip" / "index" / name_of_set(folder)
-
-
-def _map(path: Path) -> Any:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(f"the index {path} cannot be read ({error}); remove {path.parent} to build it again") from None
 
 
 if __name__ == "__main__":

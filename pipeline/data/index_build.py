@@ -32,8 +32,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.data.cache import open_folder
-from pipeline.data.format import DEFAULT_CAPTION_FROM, DEFAULT_SUBTITLE_FROM, FORMAT_VERSION, METADATA_KEY, name_hash
-from pipeline.data.manifest_file import manifest_facts, read_manifest, read_table
+from pipeline.data.format import (
+    DEFAULT_CAPTION_FROM,
+    DEFAULT_SUBTITLE_FROM,
+    FORMAT_VERSION,
+    METADATA_KEY,
+    name_hash,
+)
+from pipeline.data.manifest_file import manifest_facts, read_manifest, sidecar_columns
 from pipeline.data.pool import WorkerDied, run_workers
 from pipeline.data.storage import Folder
 from pipeline.errors import InputError, PipelineError, RunError
@@ -69,6 +75,14 @@ def build_once(folder: str, root: Path, manifest_hash: str) -> None:
             said = time.monotonic()
             logger.info(f"waits for the index of {folder}, which {_holder(lease)} builds")
         time.sleep(_POLL_S)
+
+
+def set_aside(root: Path, manifest_hash: str) -> None:
+    """Take a damaged index out of the way, for one of many processes that find it so: the others find it gone."""
+    damaged = root / f".damaged_{manifest_hash}_{secrets.token_hex(8)}"
+    with suppress(FileNotFoundError):
+        (root / manifest_hash).rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
 
 
 def write_index(
@@ -186,7 +200,12 @@ class _Sidecars:
         name = f"{self._where}/{row['shard']}.parquet"
         if hashlib.sha256(content).hexdigest() != row["sidecar_sha256"]:
             raise InputError(f"{name} is not the file that the manifest names; write the manifest again")
-        table = read_table(content, ["key", "video_id", "offset", "size"])
+        table = sidecar_columns(content, name, ["key", "video_id", "offset", "size"])
+        sizes = table.column("size").to_numpy()
+        if len(sizes) and not 0 < sizes.min() <= sizes.max() < 2**32:
+            raise InputError(
+                f"{name} states samples of {sizes.min()} to {sizes.max()} bytes; 1 to 2^32 - 1 have a place"
+            )
         if table.num_rows != row["num_samples"]:
             raise InputError(
                 f"{name} has {table.num_rows} rows, the manifest says {row['num_samples']}; write the manifest again"

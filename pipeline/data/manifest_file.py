@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.cache import open_folder
-from pipeline.data.format import FORMAT_VERSION, MANIFEST_COLUMNS, METADATA_KEY, manifest_hash
+from pipeline.data.format import FORMAT_VERSION, MANIFEST_COLUMNS, METADATA_KEY, SIDECAR_COLUMNS, manifest_hash
 from pipeline.errors import InputError
 
 _FACTS = ("manifest_hash", "num_samples", "subtitle_from", "caption_from")
@@ -50,6 +50,20 @@ def read_table(content: bytes, columns: list[str] | None = None) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
 
 
+def sidecar_columns(content: bytes, name: str, columns: list[str]) -> pa.Table:
+    """Columns of a sidecar that was read into memory, of the types that the format has. InputError names the file."""
+    types = [(column, pa.type_for_alias(SIDECAR_COLUMNS[column])) for column in columns]
+    try:
+        table = read_table(content, columns).cast(pa.schema(types))
+        table.validate(full=True)
+        return table
+    except Exception as error:  # whatever damaged bytes make the reader raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} is no sidecar of a shard ({reason}); write the shard and the manifest again"
+        ) from None
+
+
 def _read_table_of(folder: str) -> pa.Table:
     try:
         content = open_folder(folder).read_file("manifest.parquet")
@@ -58,7 +72,9 @@ def _read_table_of(folder: str) -> pa.Table:
             f"{folder} has no manifest.parquet; write the shards first: python -m preprocess.run CONFIG.yaml"
         ) from None
     try:
-        return read_table(content)
+        table = read_table(content)
+        table.validate(full=True)  # text that is no text
+        return table
     except Exception as error:  # foreign bytes: whatever the reader raises, the file is damaged
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}/manifest.parquet is damaged ({reason}); {_WAY_OUT}") from None

@@ -32,6 +32,8 @@ def jpeg_packets(data: bytes) -> list[tuple[int, int]] | None:
         if len(videos) != 1 or not _shows_all(data, movie, videos[0]):
             return None
         packets = _packets(data, videos[0])
+        if len(packets) == 1 and len(tracks) > 1:  # the cover of a song
+            return None
         if packets and all(_is_jpeg(data, packet) for packet in (packets[0], packets[-1])):
             return packets
     except (struct.error, ValueError, KeyError):

@@ -67,7 +67,7 @@ def members_of(block: bytes, key_hash: int) -> tuple[str, dict[str, bytes]]:
         named = split_name(name)
         if named is None:
             continue
-        if named[0] != key and key_hash not in (name_hash(named[0]), name_hash(key_in_old_sidecars(name))):
+        if named[0] != key and name_hash(named[0]) != key_hash and name_hash(key_in_old_sidecars(name)) != key_hash:
             raise DamagedSample("shard_changed", f"found {named[0]!r}")
         key = named[0]
         members[named[1]] = content

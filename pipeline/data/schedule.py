@@ -69,11 +69,11 @@ class Schedule:
         """The beginning of a run."""
         return Cursor(starts=tuple((0, 0) for _ in self.sizes))
 
-    def batches_in(self, num_epochs: int, global_batch_size: int) -> int:
-        """The number of whole global batches in `num_epochs` epochs."""
+    def batches_in(self, num_epochs: float, global_batch_size: int) -> int:
+        """The number of whole global batches in `num_epochs` epochs; with `drop` rounded to the nearest."""
         if self.epoch_end == "carry":
-            return self.blend.num_slots(num_epochs * self.sizes[0]) // global_batch_size
-        return num_epochs * (self.num_slots // global_batch_size)
+            return self.blend.num_slots(int(num_epochs * self.sizes[0])) // global_batch_size
+        return round(num_epochs * (self.num_slots // global_batch_size))
 
     def at_border(self, cursor: Cursor, global_batch_size: int) -> bool:
         """Whether the next batch opens a new epoch."""

@@ -31,6 +31,9 @@ _MICROSECOND = Fraction(1, 1_000_000)
 _TS_DISCONT = 0x200
 """libavformat's AVFMT_TS_DISCONT."""
 _LAST_TIME = 1 << 62
+_KNOWS_ITS_END = frozenset(("mov", "matroska", "asf"))
+_SLACK_S = 1
+"""Sound may go on after the pictures."""
 _JUMP_BACK_S, _JUMP_S = Fraction(1, 10), 10
 """ffmpeg's own bounds, `dts_delta_threshold` the second."""
 
@@ -144,11 +147,12 @@ class Clock:
 
 
 def end_of(container: "av.container.InputContainer", stream: "av.VideoStream") -> Fraction | None:
-    """When the last frame stops being displayed, in seconds from the start of the file; None where only reading all of
-    it would tell. Leaves the container at its end.
+    """When the last frame stops being displayed, in seconds from the start of the file; None where that does not follow
+    from the last packets alone. Leaves the container at its end.
     """
     clock = Clock(container, stream)
-    if clock.may_jump:
+    demuxers = set(container.format.name.split(","))
+    if _KNOWS_ITS_END.isdisjoint(demuxers):
         return None
     try:
         container.seek(_LAST_TIME, stream=stream, backward=True)
@@ -157,7 +161,7 @@ def end_of(container: "av.container.InputContainer", stream: "av.VideoStream") -
             clock.set_times(packet)
             if is_shown(packet, stream.codec_context.name) and packet.pts is not None:
                 shown.append((packet.pts, packet.duration))
-    except (OSError, ValueError):  # a file that cannot be searched: FFmpegErrors are both
+    except (OSError, ValueError):  # a file that cannot be searched, or not in time: FFmpegErrors are both
         return None
     if not shown:
         return None
@@ -165,7 +169,11 @@ def end_of(container: "av.container.InputContainer", stream: "av.VideoStream") -
     if duration is None or duration <= 1:  # one tick is what demuxers say that do not know
         stated_end = (stream.duration or 0) + (stream.start_time or 0) + clock.offset
         duration = clock.frame or max(stated_end - last, 1)
-    return (last + duration) * clock.unit_s
+    end_s = (last + duration) * clock.unit_s
+    # Files that were joined byte by byte may end with earlier times than they hold; only mp4 cannot.
+    if "mov" not in demuxers and container.duration and container.duration * _MICROSECOND > end_s + _SLACK_S:
+        return None
+    return end_s
 
 
 def is_shown(packet: "av.Packet[Any]", codec: str) -> bool:

@@ -31,6 +31,7 @@ from pipeline.data.loader import Failed, Loaded, RankLoader, Recipe, Tokenize
 from pipeline.data.manifest_file import manifest_facts
 from pipeline.data.order import Blend, mix
 from pipeline.data.pool import WorkerDied, pinned, run_workers
+from pipeline.data.remarks import left_out, short_clips
 from pipeline.data.schedule import Composition, Cursor, Schedule
 from pipeline.data.sources import SourceConfig, num_kept, read_exclude_lists
 from pipeline.data.text_table import table_hash
@@ -154,9 +155,19 @@ class Stream:
         """Whole global batches in one epoch."""
         return self.batches_in(1)
 
-    def batches_in(self, num_epochs: int) -> int:
-        """Whole global batches in so many epochs."""
+    def batches_in(self, num_epochs: float) -> int:
+        """Whole global batches in so many epochs; with `epoch_end: drop` rounded to the nearest."""
         return self._schedule.batches_in(num_epochs, self.global_batch_size)
+
+    def remarks(self) -> list[str]:
+        """What is worth knowing at the start and is no error: what epochs leave out, clips with too few frames."""
+        found = [left_out(self.samples_per_epoch, self.global_batch_size) if self.config.epoch_end == "drop" else ""]
+        for source, wanted in zip(self.config.sources, self._hashes, strict=True):
+            if source.kind == "video":
+                manifest = Manifest.open(source.shards, pinned=wanted, index_folder=self.config.index_folder)
+                names = [manifest.shard_name(int(number)) for number in np.flatnonzero(manifest.shard_sizes)]
+                found.append(short_clips(source.shards, names, self.config.num_frames))
+        return [remark for remark in found if remark]
 
     @property
     def composition_of_epoch(self) -> list[int]:
@@ -264,6 +275,8 @@ class Stream:
         if complaint := self._complaint():
             raise RunError(complaint)
         assert isinstance(item, Loaded), "share raises a failure"
+        if self._cursor == self._schedule.start() and self._rank == 0:
+            self._warn_of_absent_texts(item)
         return _batch(item)
 
     def _num_usable(self, item: Loaded | Failed) -> int:
@@ -271,6 +284,15 @@ class Stream:
         if isinstance(item, Failed) or not self._texts:
             return 0
         return int(np.any([item.arrays[f"has_{text}_B"] for text in self._texts], axis=0).sum())
+
+    def _warn_of_absent_texts(self, first: Loaded) -> None:
+        """Name a text that the loss compares and no sample has: a wrong `caption_from` takes terms out of the loss."""
+        for text in self._texts or ():
+            if first.arrays["valid_B"].any() and not first.arrays[f"has_{text}_B"].any():
+                logger.warning(
+                    f"no sample of the first batch has a {text}, which the loss compares; check {text}_from of "
+                    "data.sources"
+                )
 
     def _complaint(self) -> str:
         """Why the run may not go on with the bad samples met so far; "" where it may."""

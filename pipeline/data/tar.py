@@ -15,7 +15,6 @@ from typing import Literal
 
 BLOCK_BYTES = 512
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header; a path, and what an archiver notes of attributes
-_OCTAL = frozenset(b"01234567")
 
 Kind = Literal["file", "folder", "link", "sparse", "other"]
 _KINDS: dict[bytes, Kind] = {
@@ -102,7 +101,7 @@ class TarWalk:
                     _take(kind, content, extended, place)
                 place += BLOCK_BYTES + padded(size)
                 continue
-            member = self._member(header, place, size, extended or _Extended(place))
+            member = self._member(header, place, size, extended)
             if member.data_offset + member.size > self._length:
                 raise TarDamage(f"member {member.name!r} reaches beyond the end", member.name)
             yield member
@@ -110,17 +109,21 @@ class TarWalk:
         if extended is not None:
             raise TarDamage("it ends after an extended header", extended.name)
 
-    def _member(self, header: bytes, place: int, size: int, extended: _Extended) -> TarMember:
-        name = extended.name or _name(header)
-        if extended.size is not None and header[156:157] not in _WITHOUT_CONTENT:
-            size = extended.size
-        kind = "sparse" if extended.is_sparse else _KINDS.get(header[156:157], "other")
+    def _member(self, header: bytes, place: int, size: int, extended: _Extended | None) -> TarMember:
+        kind = _KINDS.get(header[156:157], "other")
+        data_offset = place + BLOCK_BYTES
+        if kind == "sparse" and header[482]:
+            data_offset = self._behind_maps(data_offset)
+        if extended is None:
+            name, offset = _name(header), place
+        else:
+            name, offset = extended.name or _name(header), extended.offset
+            if extended.size is not None and header[156:157] not in _WITHOUT_CONTENT:
+                size = extended.size
+            kind = "sparse" if extended.is_sparse else kind
         if kind == "file" and name.endswith("/"):
             kind, size = "folder", 0  # as tars of before POSIX spell one
-        data_offset = place + BLOCK_BYTES
-        if header[156:157] == b"S" and header[482]:
-            data_offset = self._behind_maps(data_offset)
-        return TarMember(name, kind, extended.offset, data_offset, size)
+        return TarMember(name, kind, offset, data_offset, size)
 
     def _behind_maps(self, place: int) -> int:
         """Behind the blocks in which an old GNU sparse header goes on."""
@@ -169,7 +172,7 @@ def key_in_old_sidecars(name: str) -> str:
 
 def as_text(name: str) -> str:
     """A name as valid Unicode: a byte that is no UTF-8 becomes `\\udcXX`, spelled out."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def padded(size: int) -> int:
@@ -179,12 +182,11 @@ def padded(size: int) -> int:
 
 def _check_sum(header: bytes, place: int) -> None:
     """The checksum is taken over the header with its own field as eight spaces; old tars summed signed bytes."""
-    total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    rest = header[:148] + header[156:]
+    total = sum(rest) + 8 * ord(" ")
     stated = _number(header[148:156], place)
-    if stated != total:
-        signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-        if stated != signed:
-            raise TarDamage(f"there is no tar header at byte {place}, or a damaged one")
+    if stated != total and stated != total - 256 * sum(byte > 127 for byte in rest):
+        raise TarDamage(f"there is no tar header at byte {place}, or a damaged one")
 
 
 def _number(field: bytes, place: int) -> int:
@@ -194,10 +196,10 @@ def _number(field: bytes, place: int) -> int:
         if field[0] & 0x40:
             raise TarDamage(f"the header at byte {place} states a negative size")
         return value
-    digits = field.partition(b"\0")[0].strip(b" ")
-    if not _OCTAL.issuperset(digits):
+    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise TarDamage(f"there is no tar header at byte {place}, or a damaged one")
-    return int(digits or b"0", 8)
+    return int(digits, 8)
 
 
 def _name(header: bytes) -> str:

@@ -53,7 +53,9 @@ def clean_text(value: Any) -> str | None:
     """`value` as one line of valid text; None for anything that says nothing."""
     if not isinstance(value, str):
         return None
-    return " ".join(_NO_TEXT.sub(_shown, value).split()) or None
+    if not value.isascii() or "\0" in value:
+        value = _NO_TEXT.sub(_shown, value)
+    return " ".join(value.split()) or None
 
 
 def _decoded(content: bytes) -> str:

@@ -26,7 +26,7 @@ class Turn:
     transpose: bool = False
     mirror_columns: bool = False
     mirror_rows: bool = False
-    degrees: float = 0.0
+    degrees: int = 0
     """Clockwise, where the turn is none of the eight: within the picture's size, with black corners, as ffmpeg."""
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -57,11 +57,10 @@ def turn_from_matrix(matrix: tuple[int, ...]) -> Turn:
     a, b, _, c, d = matrix[:5]
     if not math.hypot(a, c) or not math.hypot(b, d):
         return UPRIGHT
-    degrees = math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c)))
-    # ffmpeg's steps: within one degree of a right angle the signs decide, which tell a mirror too.
-    quarter = round(degrees / 90)
-    if abs(degrees - 90 * quarter) >= 1:
-        return Turn(degrees=degrees)
-    if quarter % 2:
+    degrees = round(math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c))))
+    # ffmpeg counts whole degrees, and one as none; at a right angle the signs decide, which tell a mirror too.
+    if degrees in (90, -90):
         return Turn(True, mirror_columns=c < 0, mirror_rows=b < 0)
+    if degrees not in (0, 1, 180, -180):
+        return Turn(degrees=degrees)
     return Turn(False, mirror_columns=a < 0, mirror_rows=d < 0)

@@ -37,8 +37,10 @@ from pipeline.data.source import (
 from pipeline.data.turn import turn_of
 
 _KEPT_BYTES = 64 * 2**20
-"""Packets of smaller clips are kept from the count to the decode; of larger ones the file is read twice."""
+"""Smaller clips stay open, with their packets, from the count to the decode; larger files are read twice."""
 _MAX_STAND_INS = 1
+_LIBAV_ERRORS = (av.error.FFmpegError, OSError, ValueError, IndexError, OverflowError, MemoryError)
+"""What PyAV raises where the bytes of a file make no sense."""
 _SWSCALE = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9}
 _LIMITED, _FULL = 1, 2
 _STATES_TIMES = frozenset(("mov", "matroska"))
@@ -65,14 +67,16 @@ class EncodedClip(Readable):
 
     def __init__(self, source: bytes | Path) -> None:
         self._source = source
-        self._kept: list[Packet] | None = None
-        with _opened(source) as (container, stream):
+        self._kept: tuple[Any, Any, list[Packet]] | None = None
+        with contextlib.ExitStack() as until_read:
+            container, stream = until_read.enter_context(_opened(source))
             self._colours = colours_of(stream)
             self._unit_s = stream.time_base
             packets = _on_clock(container, stream)
             if isinstance(source, bytes) and len(source) <= _KEPT_BYTES:
-                packets = iter(kept := list(packets))
-                self._kept = kept
+                self._kept = (container, stream, list(packets))
+                packets = iter(self._kept[2])
+                until_read.pop_all()  # they live as long as the clip
             self._pictures = _survey(packets, stream, not _STATES_TIMES.isdisjoint(container.format.name.split(",")))
         self.num_frames = len(self._pictures.times)
         if not self.num_frames:
@@ -107,27 +111,33 @@ class EncodedClip(Readable):
         before, is handed over for such an index.
         """
         hunt = _Hunt(wanted, take, self._pictures, stand_in)
-        with _opened(self._source) as (container, stream):
-            decoder = stream.codec_context
-            start = hunt.start() if jump else 0
-            packets = iter(self._kept) if self._kept is not None else _on_clock(container, stream)
-            try:
-                for number, packet in enumerate(packets):
-                    if number < start:
-                        continue
-                    for frame in decoder.decode(packet):
-                        hunt.meet(frame)
-                    if hunt.is_over:
-                        return hunt.missing
-                    if jump and hunt.start() > number + 1:
-                        start = hunt.start()
-                        decoder.flush_buffers()
-                for frame in decoder.decode(None):
+        start = hunt.start() if jump else 0
+        with self._decoder() as (decoder, packets):
+            for number, packet in enumerate(packets):
+                if number < start:
+                    continue
+                for frame in _decoded(decoder, packet):
                     hunt.meet(frame)
-            except (av.error.FFmpegError, MemoryError) as error:
-                raise DamagedMedia(words_of(error)) from None
+                if hunt.is_over:
+                    return hunt.missing
+                if jump and hunt.start() > number + 1:
+                    start = hunt.start()
+                    decoder.flush_buffers()
+            for frame in _decoded(decoder, None):
+                hunt.meet(frame)
         hunt.end()
         return hunt.missing
+
+    @contextlib.contextmanager
+    def _decoder(self) -> Iterator[tuple[Any, Iterator[Packet]]]:
+        """A decoder that knows of nothing yet, and all packets."""
+        if self._kept is not None:
+            _, stream, packets = self._kept
+            stream.codec_context.flush_buffers()
+            yield stream.codec_context, iter(packets)
+            return
+        with _opened(self._source) as (container, stream):
+            yield stream.codec_context, _on_clock(container, stream)
 
 
 class _Hunt:
@@ -180,13 +190,23 @@ class _Hunt:
             self._take(index, frame)
 
 
+def _decoded(decoder: Any, packet: Packet | None) -> "list[av.VideoFrame]":
+    try:
+        return list(decoder.decode(packet))
+    except _LIBAV_ERRORS as error:
+        raise DamagedMedia(words_of(error)) from None
+
+
 def to_rgb(frame: "av.VideoFrame", colours: Colours) -> Frames:
     """uint8 [H, W, 3], RGB, upright."""
     words: dict[str, Any] = {}
     if colours.matrix != "rgb":
         words["src_colorspace"] = _SWSCALE[colours.matrix]
         words["src_color_range"] = _FULL if colours.full_range else _LIMITED
-    pixels: Any = frame.to_ndarray(format="rgb24", threads=1, **words)
+    try:
+        pixels: Any = frame.to_ndarray(format="rgb24", threads=1, **words)
+    except _LIBAV_ERRORS as error:
+        raise DamagedMedia(words_of(error)) from None
     return turn_of(frame).apply(pixels)
 
 
@@ -199,7 +219,7 @@ def _opened(source: bytes | Path) -> Iterator[tuple[Any, Any]]:
             metadata_errors="ignore",
             options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"},
         )
-    except (av.error.FFmpegError, ValueError, OSError) as error:
+    except _LIBAV_ERRORS as error:
         raise DamagedMedia(f"no video that ffmpeg can read ({words_of(error)})") from None
     with container:
         stream = video_stream(container)
@@ -237,7 +257,7 @@ def _on_clock(container: Any, stream: Any) -> Iterator[Packet]:
                 yield packet
             else:
                 before.append(packet)
-    except av.error.FFmpegError as error:
+    except _LIBAV_ERRORS as error:
         raise DamagedMedia(words_of(error)) from None
     if not found:
         yield from before

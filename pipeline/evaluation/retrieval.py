@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.clips import ClipReader
+from pipeline.data.format import unicode_forms
 from pipeline.dist import gather_values
 from pipeline.errors import RunError
 from pipeline.evaluation.counting import pair_scores
@@ -125,7 +126,9 @@ def retrieve(
 def check_set(config: RetrievalSetConfig) -> None:
     """Raise where `retrieve` would for want of videos: cheap, so that a run fails before it trains, not after."""
     clip_ids = read_questions(config).clip_ids
-    _check_missing(_not_in_shards(clip_ids, config), len(clip_ids), config)
+    names = _names_in_shards(clip_ids, config)
+    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in names}
+    _check_missing(missing, len(clip_ids), config)
 
 
 def encode_videos(
@@ -138,8 +141,9 @@ def encode_videos(
 ) -> tuple[Tensor, dict[str, str]]:
     """Features of the videos that could be read, in the order of `clip_ids`; why the others could not. Collective."""
     num_frames = config.num_frames * config.clips_per_video
-    missing = _not_in_shards(clip_ids, config)
-    wanted = [clip_id for clip_id in clip_ids if clip_id not in missing]
+    names = _names_in_shards(clip_ids, config)
+    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in names}
+    wanted = [names[clip_id] for clip_id in clip_ids if clip_id in names]
     reader = ClipReader(config.shards, num_frames=num_frames, image_size_px=image_size_px, clip_ids=wanted)
     start, stop = span_of_rank(len(wanted), config.batch_size)
     bad_here: list[str] = []
@@ -151,17 +155,19 @@ def encode_videos(
         num_batches=-(-len(wanted) // config.batch_size),
     )
     bad = {clip_id for part in gather_values(bad_here) for clip_id in part}
-    missing |= {clip_id: "unreadable" for clip_id in wanted if clip_id in bad}
+    missing |= {clip_id: "unreadable" for clip_id, name in names.items() if name in bad}
     return features[torch.tensor([clip_id not in bad for clip_id in wanted])], missing
 
 
-def _not_in_shards(clip_ids: list[str], config: RetrievalSetConfig) -> dict[str, str]:
-    """clip_id -> why, of the videos that the shard set lacks. Raises RunError when it lacks all of them."""
+def _names_in_shards(clip_ids: list[str], config: RetrievalSetConfig) -> dict[str, str]:
+    """Asked clip id -> clip id in the shard set, of the videos that it holds: the same, or the same name in the other
+    Unicode form. Raises RunError when it holds none of them."""
     there = set(ClipReader(config.shards, num_frames=1, image_size_px=1).clip_ids)
-    missing = {clip_id: "not in the shards" for clip_id in clip_ids if clip_id not in there}
-    if len(missing) == len(clip_ids):
+    found = {clip_id: next((f for f in unicode_forms(clip_id) if f in there), None) for clip_id in clip_ids}
+    names = {clip_id: name for clip_id, name in found.items() if name is not None}
+    if not names:
         raise RunError(f"set {config.name}: none of its {len(clip_ids)} videos is in {config.shards}; check both paths")
-    return missing
+    return names
 
 
 def _check_missing(missing: dict[str, str], num_videos: int, config: RetrievalSetConfig) -> None:

@@ -55,7 +55,7 @@ def read_weights(path: str | Path) -> Weights:
 def checkpoint_of(folder: Path) -> Path:
     """The folder that `folder`'s `latest` names, or `folder` itself."""
     pointer = folder / LATEST_FILE
-    return folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else folder
+    return folder / pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else folder
 
 
 def identify_official(state: State, path: str | Path) -> ModelConfig | None:

@@ -3,13 +3,13 @@
 length_of(config, num_clips=None).steps
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipeline.data.manifest_file import manifest_facts
+from pipeline.data.schedule import Schedule
 from pipeline.data.stream import DataConfig, Stream
 from pipeline.planning.published_sets import published_set
 from pipeline.train_config import TrainConfig
@@ -35,16 +35,15 @@ def length_of(config: TrainConfig, num_clips: int | None) -> Length:
     """Steps and clips of the run: of the shard sets as the stream counts them, or of `num_clips` in an epoch."""
     batch_size = config.batch.global_batch_size
     samples, stored, condition, unknown = num_clips, num_clips, "", ""
+    epochs = config.epochs or 0
     if num_clips is None and _are_here(config.data):
         stored = sum(manifest_facts(source.shards)["num_samples"] for source in config.data.sources)
-        batches_per_epoch: float = _stream(config).batches_per_epoch if config.epochs else 0
+        in_epochs = _stream(config).batches_in(epochs) if epochs else 0
     else:
         if num_clips is None:
             samples, stored, condition, unknown = _published(config)
-        batches_per_epoch = (samples or 0) / batch_size
-        if config.data.epoch_end == "drop":
-            batches_per_epoch = math.floor(batches_per_epoch)
-    steps = config.steps or round((config.epochs or 0) * batches_per_epoch)
+        in_epochs = Schedule([samples], [1.0], config.data.epoch_end).batches_in(epochs, batch_size) if samples else 0
+    steps = config.steps or in_epochs
     return Length(steps, steps * batch_size, stored, condition, "" if config.steps else unknown)
 
 

@@ -27,6 +27,7 @@ from pipeline.config import Section
 from pipeline.errors import InputError
 from pipeline.flops import GPUS, ClipWork, Gpu, gpu_label
 from pipeline.model.config import ModelConfig
+from pipeline.planning.bench import points_of
 
 SPEEDS_FILE = Path(__file__).with_name("measured_speeds.yaml")
 EXPONENTS = {"fast": 1.0, "compiled": 4.0, "eager": 4.0}
@@ -255,11 +256,13 @@ def _host_ratio(base: int | None, wanted: int | None, speeds: Speeds) -> float:
 def _read(path: Path, defaults: Speeds | None = None) -> Speeds:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "cases" in content:
+            content = {"points": points_of(content)}
         shared = {} if defaults is None else {"measured_with": defaults.measured_with}
         return Speeds.model_validate(shared | content)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a file with `points`") from None
-    except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValidationError, LookupError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no file of measured steps: {' '.join(str(error).split())}") from None
 
 

@@ -20,13 +20,15 @@ def render(plan: Plan, config: TrainConfig, gpu: str) -> str:
     length = plan.length
     stored = f"{bytes_text(length.stored_clips * clip_bytes)} of shards" if length.stored_clips else "not known"
     mfu = per_gpu * plan.work.training_flops / plan.gpu.bf16_flops
+    peak = plan.gpu.bf16_flops / 1e12
+    mfu_text = "under 0.1%" if mfu < 1e-3 else f"{mfu:.1%}"
     rows = {
         "parameters": f"{plan.parameters / 1e6:,.1f} M",
         "tokens per clip": f"{plan.work.vision_tokens:,} vision, {plan.work.text_tokens} text",
         "operations per clip": f"{si_text(plan.work.training_flops)}FLOP forward and backward{_recomputed(plan)}",
         "clips in the run": length.unknown or f"{length.clips:,.0f} ({length.steps:,} steps){length.condition}",
-        "GPUs": f"{plan.num_gpus} x {gpu} of {plan.gpu.memory_gb:g} GB and {plan.gpu.bf16_flops / 1e12:,.0f} TFLOP/s",
-        "step": f"{_milliseconds(plan.step_s)} of {plan.clips_per_gpu:g} clips per GPU, {'under 0.1%' if mfu < 1e-3 else f'{mfu:.1%}'} MFU",
+        "GPUs": f"{plan.num_gpus} x {gpu} at {peak:,.0f} TFLOP/s (dense bf16 peak), {plan.gpu.memory_gb:g} GB",
+        "step": f"{_milliseconds(plan.step_s)} of {plan.clips_per_gpu:g} clips per GPU, {mfu_text} MFU",
         "computing": _computing(plan),
         "communication": _communication(plan),
         "speed": f"{count_text(plan.clips_per_s)} clips/s, {count_text(per_gpu)} per GPU",

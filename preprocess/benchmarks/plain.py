@@ -71,14 +71,17 @@ def _read_split(path: Path, role: Role) -> Split:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix in (".csv", ".tsv"):
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
         yield from ((f"{path}:{number}", row) for number, row in numbered_csv(path, ()))
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         rows = read_json(path)
         if not isinstance(rows, list):
             raise InputError(f"{path} must be a JSON array of rows")
         yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
-    elif path.suffix == ".jsonl":
+    elif suffix in (".parquet", ".gz", ".zst", ".xlsx"):
+        raise InputError(f"{path} is no .jsonl, .json, .csv or .tsv file; unpack it, or save it as one")
+    else:
         for number, line in numbered_lines(path):
             try:
                 if line.strip():
@@ -86,8 +89,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError) as error:
                 guess = guess_table(path, ()) or "write one object per line"
                 raise InputError(f"{path}:{number} is not JSON: {error}; {guess}") from None
-    else:
-        raise InputError(f"{path} is no .jsonl, .json, .csv or .tsv file")
 
 
 def _pick(row: Any, names: tuple[str, ...], where: str, path: Path) -> Any:

@@ -103,7 +103,7 @@ def numbered_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, di
             raise InputError(f"{path}: the header has no {', '.join(lacking)}; it is {shown(names)}; {guess}")
 
     lines = ((number, f"{line}\n") for number, line in numbered_lines(path))  # a quoted field may span lines
-    delimiter = "\t" if path.suffix == ".tsv" else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     num_rows = 0
     for row in csv_rows(lines, path, delimiter, _MAX_FIELD_CHARS, check_header):
         if isinstance(row, BadRow):

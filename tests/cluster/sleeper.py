@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def _short_task(faulty: list[str]) -> int:
     node = os.environ["SLURMD_NODENAME"]
     if node in faulty:
-        raise MachineFault(f"machine fault: {node} has no videos")
+        raise MachineFault(f"{node} has no videos")
     time.sleep(1.0)
     return 0
 

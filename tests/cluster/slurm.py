@@ -150,9 +150,11 @@ class Cluster:
         """SIGKILL the slurmd of node `name`: SLURM takes the node for dead after SlurmdTimeout."""
         self._tell("kill", f"slurmd.{name}")
 
-    def kill_controller(self) -> None:
-        """SIGKILL slurmctld: nobody answers until it is started again."""
-        self._tell("kill", "slurmctld")
+    def stop_controller(self) -> None:
+        """Shut slurmctld down, its state saved: nobody answers until it is started again."""
+        self.run("scontrol", "shutdown", "slurmctld")
+        wait_until(lambda: not self.is_up(), 60, "slurmctld is down", self.log("slurmctld"))
+        self._tell("kill", "slurmctld")  # it has ended: the keeper lets go of it
 
     def start_controller(self) -> None:
         """Start slurmctld again, with the jobs that it knew."""

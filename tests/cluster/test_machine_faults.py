@@ -49,7 +49,7 @@ def test_a_faulty_node_draws_each_task_once_at_most(cluster: Cluster, array, tmp
     ended = rows(tmp_path / "run", job, "ended")
     requeued = [row for row in ended if row["action"] == "requeue"]
     assert {row["excluded"] for row in requeued} == {"n1", "n2"}
-    assert "machine fault: n1 has no videos" in "".join(row["why"] for row in requeued)
+    assert "by a fault of its machine: n1 has no videos" in "".join(row["why"] for row in requeued)
     # Two tasks run at a time, and meet the two nodes; those that wait leave both out without having seen them.
     assert len(requeued) <= 4, "what waits in the array leaves the nodes out as well"
     kept_off = [set(expand_nodes(cluster.job(f"{job}_{n}")["ExcNodeList"])) for n in range(NUM_TASKS)]

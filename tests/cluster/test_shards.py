@@ -1,5 +1,6 @@
 """Shard sets written by an array of jobs: faults strike its tasks, and the bytes are those of one quiet process."""
 
+import sys
 from pathlib import Path
 
 from drill import Bench, digests, draw
@@ -40,3 +41,26 @@ def test_the_same_command_submits_what_is_missing(bench: Bench, shards) -> None:
     assert digests(output) == digests(shards / "heldout")
     tasks = list(JobFolder(bench.run_folder("made_up")).path.glob("*_0_log.out"))
     assert len(tasks) >= 3, "a log for every task"
+
+
+def test_a_node_without_its_videos_is_left_out(bench: Bench, shards) -> None:
+    """On n1 the mount point is empty: its tasks come back on other nodes, and not one clip is lost."""
+    nodes, output = bench.folder / "nodes", bench.folder / "unmounted"
+    for number in range(1, bench.cluster.num_nodes + 1):
+        (nodes / f"n{number}").mkdir(parents=True)
+        if number > 1:
+            (nodes / f"n{number}" / "videos").symlink_to(bench.folder / "sample" / "videos")
+    (nodes / "n1" / "videos").mkdir()
+    # A task sees what its node has mounted: its working directory.
+    (nodes / "python").write_text(f'cd {nodes}/$SLURMD_NODENAME && exec {sys.executable} "$@"\n')
+    words = ["--config", bench.file("shards_train.yaml"), "--nodes", "2", "--shards-per-task", "4"]
+    words += ["--name", "unmounted", "--python", f"bash {nodes}/python", "videos.templates=['videos/{video_id}.{ext}']"]
+    array, merge = bench.queue("slurm_shards.py", *words, f"output={output}")
+    bench.await_end(merge, "unmounted")
+    ended = [row for task in (0, 1) for row in bench.endings("unmounted", f"{array}_{task}")]
+    requeued = [row for row in ended if row["action"] == "requeue"]
+    assert requeued and {row["excluded"] for row in requeued} == {"n1"}, ended
+    assert all("by a fault of its machine" in row["why"] and "videos" in row["why"] for row in requeued)
+    assert [row["action"] for row in ended if row not in requeued] == ["done", "done"]
+    assert digests(output) == digests(shards / "train")
+    assert "left out    n1" in bench.launch_status("unmounted")

@@ -74,6 +74,7 @@ def train_file(tmp_path: Path) -> str:
     shards = tmp_path / "shards"
     shards.mkdir()
     facts = {"format_version": 1, "manifest_hash": "0" * 16, "num_samples": 64}
+    facts |= {"subtitle_from": "json:subtitle", "caption_from": "json:caption"}
     table = pa.table({"shard": ["shards/000000"]}).replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
     pq.write_table(table, shards / "manifest.parquet")
     path = tmp_path / "train.yaml"

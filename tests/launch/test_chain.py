@@ -126,7 +126,7 @@ def test_a_chain_that_is_run_again_leaves_out_what_is_finished(
     assert "##### pretrain" not in shown and "##### finetune" in shown
     assert f"init_from: {pretrained}" in shown
     assert main(words) == 0, "a chain with nothing left"
-    with pytest.raises(InputError, match=r"belongs to another config: optim.lr differ"):
+    with pytest.raises(InputError, match=r"belongs to another config: optim.lr \(5e-06 there, 1e-09 now\)"):
         main([*words, "pretrain.optim.lr=1e-9"])
 
 

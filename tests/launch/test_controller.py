@@ -132,7 +132,7 @@ def test_slurmctld_that_stays_away_is_said_or_left_to_its_return(
 
 
 def fault(folder: JobFolder, node: str) -> None:
-    row = {"time": 1.0, "rank": 0, "node": node, "code": 1, "error": "machine fault: /mnt is empty"}
+    row = {"time": 1.0, "rank": 0, "node": node, "code": 1, "error": "/mnt is empty"}
     folder.add_exit("70_2", 0, 0, row | {"exclude": [node], "machine_fault": True})
 
 
@@ -155,7 +155,7 @@ def test_a_machine_fault_leaves_the_node_out_for_the_task_and_for_what_waits_in_
         "update JobId=70 ExcNodeList=n1,n2,n5,n3",
     ], "beside the user's own, and what another task found"
     (row,) = job.events("70_2")
-    assert (row["action"], row["why"]) == ("requeue", "rank 0 on n3 failed: machine fault: /mnt is empty")
+    assert (row["action"], row["why"]) == ("requeue", "rank 0 on n3 failed by a fault of its machine: /mnt is empty")
 
 
 @pytest.mark.parametrize(("excluded", "again", "why"), [("n[1-3]", "", "no usable node"), ("(null)", "n4", "again")])

@@ -78,10 +78,10 @@ def test_a_disk_that_is_too_small_is_missing(
     free_gb(72)
     assert slurm_pretrain.main(words) == 0
     # Shards that are to be written first: an epoch of HD-VILA-100M, 2 frames of 32 px of each clip.
-    absent = [f"data.sources=[{{shards: {tmp_path}/none}}]", "steps=null", "epochs=1"]
+    absent = [f"data.sources=[{{shards: {tmp_path}/hdvila}}]", "steps=null", "epochs=1"]
     assert slurm_pretrain.main([*words, *absent]) == 1
     lines = missing(capsys.readouterr().out)
-    assert len(lines) == 2 and lines[1].startswith(f"disk: the shards of {tmp_path}/none, if an epoch has")
+    assert len(lines) == 2 and lines[1].startswith(f"disk: the shards of {tmp_path}/hdvila, if an epoch has")
     assert "take about 134.6 GB" in lines[1] and "has 72.0 GB free" in lines[1]
 
 

@@ -1,6 +1,10 @@
 """`--cluster local`: the same job as processes of this machine."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +16,14 @@ from launch.local import run_local
 from launch.preflight import PreflightConfig
 from launch.run_folder import JobFolder
 from launch.submit import Job, run_debug, task_settings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 
 PROBE = """
 import json, os, sys
 from pathlib import Path
 
 def main(argv):
-    from pipeline.errors import InputError
+    from pipeline.errors import InputError, RunError
     import torch.distributed as dist
     import torch
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
@@ -29,7 +33,13 @@ def main(argv):
         raise SickNodes("n2 is ill", ["n2"])
     if "--fault" in argv:
         from pipeline.errors import MachineFault
-        raise MachineFault("machine fault: /mnt is empty")
+        raise MachineFault("/mnt is empty")
+    if "--deaf" in argv:
+        import signal, time
+        signal.signal(signal.SIGTERM, lambda *_: Path(argv[0], "asked").touch())
+        Path(argv[0], "up").touch()
+        while True:
+            time.sleep(0.1)
     if int(facts["WORLD_SIZE"]) > 1 and "--alone" not in argv:
         dist.init_process_group("gloo")
         total = torch.ones(1)
@@ -106,6 +116,27 @@ def test_the_rank_that_failed_first_is_named(probe: Path, site_file: str, capfd:
     assert folder.exits(first, 0) and not folder.exits(folder.submissions()[1]["job"], 0)
 
 
+@pytest.mark.heavy
+def test_the_second_interrupt_ends_tasks_that_do_not_leave(
+    probe: Path, site_file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a user at a terminal: the first is passed on as a wish to save, the tasks do not listen, the second ends."""
+
+    def press() -> None:
+        for sign in ("up", "asked"):
+            while not (probe / sign).exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=press, daemon=True)
+    user.start()
+    with pytest.raises(RunError, match=r"run the same command again with --resume to go on"):
+        run_local(make_job(probe, "--deaf"), load_site(site_file, {}))
+    user.join(10)
+    assert "SIGINT: the tasks were asked to save and leave; Ctrl-C ends them at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
+
+
 def test_debug_runs_here_and_never_prompts(
     probe: Path, site_file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,4 +181,4 @@ def test_a_machine_fault_reaches_the_guard_unless_the_site_wants_none_of_it(
         assert run_work(work, settings) == 1
         (row,) = JobFolder(probe / "runs").exits("7_3", 1)
         assert (row.get("exclude"), row.get("machine_fault", False)) == (noted, noted is not None)
-        assert row["error"] == "machine fault: /mnt is empty"
+        assert row["error"] == "/mnt is empty"

@@ -103,10 +103,12 @@ def test_arrays_that_still_run(tmp_path: Path, commands, capsys: pytest.CaptureF
         folder.add_event(f"20_{task}", {"event": "started", "restart": 0, "nodes": "n1"})
         if action:
             folder.add_event(f"20_{task}", {"event": "ended", "action": action, "code": 0, "why": "x", "restart": 0})
+    folder.add_event("20_2", {"event": "ended", "action": "requeue", "code": 1, "excluded": "n7", "restart": 0})
     assert main([str(folder.run_folder)]) == 0
     shown = capsys.readouterr().out
     assert "30 (merge, 1 nodes): PENDING (Dependency)" in shown
     assert "array       20 (4 tasks): RUNNING; 1 done, 1 failed, 1 begun; 5 shards written" in shown
+    assert "left out    n7" in shown, "though the newest job is the merge"
 
 
 def test_by_name(
@@ -168,7 +170,7 @@ def test_damaged_lines_of_every_file_are_skipped(
     captured = capsys.readouterr()
     for part in ("step        40 of 100", "requeues    1", "stop: failed with exit code 1", "OSError: disk full"):
         assert part in captured.out, part
-    assert "damaged     6 lines of metrics.jsonl cannot be read" in captured.out
+    assert "damaged     7 lines of metrics.jsonl cannot be read" in captured.out
     assert "\0" not in captured.out and captured.err == ""
 
 
@@ -192,7 +194,7 @@ def test_without_a_run_all_are_listed(
 ) -> None:
     commands(squeue="echo '7|7|7|RUNNING|None'")
     monkeypatch.chdir(run_folder.parent.parent)
-    monkeypatch.setattr("launch.status.ROOT", run_folder.parent.parent)
+    monkeypatch.setattr("launch.overview.ROOT", run_folder.parent.parent)
     begun = run_folder.parent / "begun"
     begun.mkdir()
     (begun / "metrics.jsonl").touch()

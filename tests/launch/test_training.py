@@ -129,7 +129,9 @@ def test_what_the_start_of_a_run_would_refuse_is_refused_here(plan, override: st
 
 def test_a_damaged_manifest_is_one_line(plan, tmp_path: Path) -> None:
     (tmp_path / "shards" / "manifest.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"manifest.parquet is damaged \(.*\); merge the set again"):
+    with pytest.raises(
+        InputError, match=r"manifest.parquet is damaged \(.*\); write it again: python -m preprocess.merge"
+    ):
         plan()
 
 
@@ -264,7 +266,7 @@ def test_dry_run_on_gpus_gives_memory_and_hours(
     assert "memory, ZeRO 3" in shown
     assert "#SBATCH --gpus-per-node=4" in shown
     assert main([*words, "engine.device=auto", "--gpu", "a100-40"]) == 0
-    assert "4 x a100-40 at" in capsys.readouterr().out
+    assert "4 x a100-40 " in capsys.readouterr().out
     with pytest.raises(InputError, match="--gpu 'h1000' is unknown; known are"):
         main([*words, "engine.device=auto", "--gpu", "h1000"])
 

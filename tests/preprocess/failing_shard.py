@@ -55,8 +55,8 @@ def run_case(config: PreprocessConfig, folder: str, call: str, number: int, at: 
         os.environ |= {"FAIL_MARKS": str(marks), "FAIL_BELOW": str(below), "FAIL_ERRNO": str(number)}
         os.environ |= {"FAIL_AT": str(at), "FAIL_CALL": call}
         said = build(config, output)
-        found = result(output)
         os.environ["FAIL_CALL"] = ""
+        found = result(output)
         num_calls = len(list(marks.iterdir()))
         after = found or (build(config, output), result(output))[1]
         left = [path.name for path in output.rglob("*.tmp*")]

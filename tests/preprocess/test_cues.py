@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.config import PreprocessConfig
@@ -13,7 +13,7 @@ from preprocess.merge import account
 from preprocess.pack import read_facts
 from preprocess.records import Clip
 from preprocess.run import run
-from preprocess.subtitle_files import SubtitleFiles
+from preprocess.subtitle_files import SubtitleFiles, read_subtitles
 
 YOUTUBE = """WEBVTT
 Kind: captions
@@ -43,7 +43,7 @@ def said(content: bytes | str, start_s: float = 0, end_s: float | None = None, *
     return SubtitleFiles(str(folder / "{video_id}.vtt"))("v", Clip("v.1.mp4", start_s, end_s))
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "mark-be"])
 @pytest.mark.parametrize(
     ("text", "first", "second"),
@@ -117,6 +117,7 @@ def test_an_inline_time_that_does_not_fit_says_nothing(times: str, tmp_path: Pat
     assert said(text, 0, 2, folder=tmp_path) == "one" and said(text, 2, 3, folder=tmp_path) == "two"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.text("ab <>:.0\n \r-&;", max_size=12)), max_size=8),
     st.integers(0, 60),
@@ -125,12 +126,27 @@ def test_two_clips_side_by_side_share_no_word_and_lose_none(
     tmp_path_factory: pytest.TempPathFactory, cues: list[tuple[int, int, str]], cut_s: int
 ) -> None:
     text = "".join(f"00:{start:02d}.000 --> 01:{length:02d}.000\n{body}\n\n" for start, length, body in cues)
-    folder = tmp_path_factory.mktemp("cues")
+    folder = tmp_path_factory.getbasetemp()
     whole = said(text, folder=folder) or ""
     parts = (said(text, 0, cut_s, folder=folder) or "", said(text, cut_s, None, folder=folder) or "")
     assert sorted("".join(parts).replace(" ", "")) == sorted(whole.replace(" ", ""))
 
 
+PIECES = [
+    "00:00.000 --> 00:01.000",
+    "\n",
+    "\r",
+    " ",
+    "<00:00.500>",
+    "<c>",
+    "word",
+    "NOTE",
+    "-->",
+    "&#0;",
+    "&lt;",
+    "1",
+    "\ufeff",
+]
 UNREADABLE = {
     "latin1.vtt": ("WEBVTT\n\n00:00.000 --> 00:02.000\ncafé crème brûlée\n".encode("cp1252"), "4 bytes are no UTF-8"),
     "gbk.vtt": (
@@ -177,3 +193,17 @@ def test_a_hostile_file_costs_no_more_than_its_length() -> None:
     for line in ("-->\n", "00:00.000 --> 00:01.000\n", "<0:", "<a", "{\\", "&", " -->", "x-->\n\n"):
         unread = Unread()
         parse_cues(line * (400_000 // len(line)), unread)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(PIECES)).map("".join).map(str.encode)))
+def test_whatever_bytes_a_file_holds_it_is_cues_or_a_problem(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "hostile.vtt"
+    path.write_bytes(data)
+    text = read_subtitles(path)
+    assert "\n" not in text.problem
+    for cue in text.cues:
+        assert cue.start_s <= cue.end_s and all(cue.start_s <= word.moment_s <= cue.end_s for word in cue.words)
+        assert all(word.text == word.text.strip() != "" for word in cue.words)

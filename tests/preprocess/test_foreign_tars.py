@@ -155,7 +155,7 @@ def test_what_no_sample_is_made_of_lies_between_members_and_is_named(media: dict
     (tmp_path / "foreign/1.tar.gz").write_bytes(b"x")
     (tmp_path / "foreign/2.TGZ").write_bytes(b"x")
     stats = check_agreement(tmp_path / "foreign", tmp_path / "out", 2)
-    counts = {kind.partition(" (")[0]: facts["count"] for kind, facts in stats["passed_over"].items()}
+    counts = {kind.partition(" (")[0]: facts["count"] for kind, facts in stats["skipped"].items()}
     assert counts == {
         "AppleDouble members": 6,
         "names without an extension": 8,
@@ -165,8 +165,8 @@ def test_what_no_sample_is_made_of_lies_between_members_and_is_named(media: dict
         "AppleDouble files beside tars": 1,
         "compressed tars": 2,
     }
-    assert all(facts["example"] for facts in stats["passed_over"].values())
-    assert json.loads((tmp_path / "out/stats.json").read_text())["passed_over"] == stats["passed_over"]
+    assert all(facts["example"] for facts in stats["skipped"].values())
+    assert json.loads((tmp_path / "out/stats.json").read_text())["skipped"] == stats["skipped"]
 
 
 def test_images_and_json_captions_of_img2dataset_are_read_as_such(media: dict[str, bytes], tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_the_tar_program_writes_is_read(form: str, media: dict[str, bytes],
     ]
     subprocess.run(command, check=True)
     stats = check_agreement(tmp_path / "foreign", tmp_path / "out", 2)
-    assert [facts["count"] for facts in stats["passed_over"].values()] == [1]
+    assert [facts["count"] for facts in stats["skipped"].values()] == [1]
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="needs the tar program")
@@ -216,7 +216,7 @@ def test_sparse_members_are_named_and_their_samples_not_usable(
     )
     stats = check_agreement(tmp_path / "foreign", tmp_path / "out", 1)
     assert stats["reasons"] == {"no_video_stream": 1}
-    assert [(kind.split()[0], facts["count"]) for kind, facts in stats["passed_over"].items()] == [("sparse", 1)]
+    assert [(kind.split()[0], facts["count"]) for kind, facts in stats["skipped"].items()] == [("sparse", 1)]
 
 
 def damaged(kind: str, tar: bytes) -> bytes:
@@ -268,7 +268,7 @@ def test_a_folder_in_which_nothing_is_usable_is_no_success(kind: str, media: dic
     path = write_tar(tmp_path / "foreign/0.tar", [one for one in sample("000001", media) if "mp4" not in one[0]])
     if kind != "texts only":
         path.write_bytes(damaged(kind, path.read_bytes()))
-    with pytest.raises(RunError, match="has no usable sample; the commonest reason is"):
+    with pytest.raises(InputError, match="has no usable sample; the commonest reason is"):
         main([str(tmp_path / "foreign"), str(tmp_path / "out")])
     with pytest.raises(InputError, match="has no samples"):
         next(batches_of(tmp_path / "out", 1))
@@ -299,7 +299,7 @@ def test_two_tars_in_one_file_are_noticed(media: dict[str, bytes], tmp_path: Pat
     path = write_tar(tmp_path / "foreign/0.tar", sample("0", media))
     path.write_bytes(2 * path.read_bytes())
     stats = check_agreement(tmp_path / "foreign", tmp_path / "out", 1)
-    assert [kind[:24] for kind in stats["passed_over"]] == ["bytes behind the end of "]
+    assert [kind[:24] for kind in stats["skipped"]] == ["bytes behind the end of "]
 
 
 BAD_JSON = {

@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 from preprocess.benchmarks.split import read_csv
 from preprocess.config import PreprocessConfig
 from preprocess.inputs import check_inputs, check_metadata
 from preprocess.lines import read_rows
-from preprocess.merge import account, check_delivered, merge
+from preprocess.merge import main as merge_main
 from preprocess.metadata import MetadataConfig
+from preprocess.retry import main as retry_main
 from preprocess.run import main, run
+from preprocess.table_guess import columns_of, guess_table
 
 CSV = "video_id,clip_id,start,end,caption\nv,a,0,1,hello\nv,b,1,2,hello\n"
 ROWS = [
@@ -38,6 +42,7 @@ def parquet() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+PACKED = gzip.compress(CSV.encode(), mtime=0)
 UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "semicolons": ("m.csv", CSV.replace(",", ";").encode(), r"video_id;clip_id;start.*;-separated: save it with"),
     "tabs": ("m.csv", CSV.replace(",", "\t").encode(), r"tab-separated: end its name in \.tsv"),
@@ -49,7 +54,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "UTF-16 without a mark": ("m.csv", CSV.encode("utf-16-le"), "is UTF-16"),
     "UTF-32": ("m.csv", CSV.encode("utf-32"), "is UTF-32"),
     "UTF-16 JSON": ("m.jsonl", JSONL.encode("utf-16"), "is UTF-16"),
-    "gzip by another name": ("m.csv", gzip.compress(CSV.encode()), r"is gzip-compressed: end its name in \.gz"),
+    "gzip by another name": ("m.csv", PACKED, r"is gzip-compressed: end its name in \.gz"),
     "zstd by another name": ("m.jsonl", zstandard.compress(JSONL.encode()), r"is zstd-compressed"),
     "zstd called gzip": ("m.csv.gz", zstandard.compress(CSV.encode()), r"is zstd-compressed"),
     "plain called gzip": ("m.csv.gz", CSV.encode(), "is not compressed, whatever its name says"),
@@ -143,10 +148,14 @@ def test_text_tables_are_looked_into_first(name: str, kind: str, small_set: dict
 def test_so_are_the_index_of_videos_and_folders_of_subtitles(small_set: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "i.csv").write_text("video_id;path\na;b.mp4\n")
     (tmp_path / "e.csv").write_text("video_id,path\n")
+    (tmp_path / "u.txt").write_bytes("video0\n".encode("utf-16"))
     for change, words in (
         ({"videos": {"index": str(tmp_path / "i.csv")}}, r"videos\.index .*;-separated"),
         ({"videos": {"index": str(tmp_path / "e.csv")}}, r"videos\.index: .* holds no row"),
         ({"videos": {"index": str(tmp_path / "none.csv")}}, r"videos\.index: there is no file"),
+        ({"metadata": {**small_set["metadata"], "exclude": [str(tmp_path / "i.csv")]}}, "exclude.*;-separated"),
+        ({"metadata": {**small_set["metadata"], "exclude": [str(tmp_path / "no.txt")]}}, r"cannot read .*no\.txt"),
+        ({"metadata": {**small_set["metadata"], "exclude": [str(tmp_path / "u.txt")]}}, "is UTF-16"),
         ({"texts": {"subtitles": [str(tmp_path / "gone" / "{video_id}.vtt")]}}, "there is no folder .*gone"),
     ):
         with pytest.raises(InputError, match=words):
@@ -180,13 +189,22 @@ def test_a_set_without_one_clip_is_not_done(small_set: dict[str, Any], tmp_path:
     assert main([str(tmp_path / "set.yaml")]) == main([str(tmp_path / "set.yaml")]) == 0
     next(videos.glob("*.mp4")).rename(videos / "last.away")
     other = [str(tmp_path / "set.yaml"), f"output={tmp_path / 'none'}"]
+    words = r"none of 12 clips was delivered; 12 failed with video_missing, such as .*no file at .*preprocess\.retry"
     for command in (other, other):
-        with pytest.raises(RunError, match=r"not one of 12 clips was delivered \(video_missing 12\).*no file at .*mp4"):
+        with pytest.raises(InputError, match=words):
             main(command)
-    stats = merge(tmp_path / "none")
-    with pytest.raises(RunError, match=r"preprocess\.retry"):
-        check_delivered(tmp_path / "none", stats)
-    assert "delivered" in account(stats)
+    with pytest.raises(InputError, match=words):
+        merge_main([str(tmp_path / "none")])
+    with pytest.raises(InputError, match=words):
+        retry_main(other)
+
+
+@pytest.mark.parametrize("name", ["M.CSV", "m.Csv.GZ", "m.TSV", "m.JSONL.Zst"])
+def test_suffixes_in_capitals(name: str, tmp_path: Path) -> None:
+    text = JSONL if "JSONL" in name else CSV.replace(",", "\t") if "TSV" in name else CSV
+    pack = {"GZ": gzip.compress, "Zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    assert [row["clip_id"] for row in read_rows(tmp_path / name, 4096) if isinstance(row, dict)] == ["a", "b"]
 
 
 QUOTES = {
@@ -251,3 +269,32 @@ def test_bytes_that_are_no_utf_8_are_counted(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "m.json").write_bytes(b'[{"text": "caf\xe9 \xff"}]')
     assert list(read_rows(tmp_path / "m.json", 4096)) == [{"text": "caf\ufffd \ufffd"}]
     assert "m.json: 2 bytes are no UTF-8" in capsys.readouterr().err
+
+
+HOSTILE = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.lists(
+        st.sampled_from([b'"', b",", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"a", b";", b" "])
+    ).map(b"".join),
+    st.builds(
+        lambda data, place, byte: data[: place % len(data)] + byte + data[place % len(data) + 1 :],
+        st.sampled_from([JSONL.encode(), CSV.encode(), json.dumps(ROWS).encode(), parquet(), PACKED]),
+        st.integers(0, 5000),
+        st.binary(max_size=4),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=HOSTILE, suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "csv.gz", "jsonl.zst"]))
+def test_whatever_bytes_a_table_holds_it_is_rows_or_one_line(
+    data: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"hostile.{suffix}"
+    path.write_bytes(data)
+    for read in (lambda: list(read_rows(path, 64)), lambda: columns_of(path, 64), lambda: guess_table(path, ["a"], [])):
+        try:
+            read()
+        except InputError as error:
+            assert "\n" not in str(error) and "Traceback" not in str(error)

@@ -68,8 +68,7 @@ KINDS: dict[str, Callable[[Path, Rows], None]] = {
     "s_vtt": write_vtt,
 }
 FEW_KINDS = [
-    pytest.param(kind, marks=() if kind in ("s.jsonl", "s.parquet", "s_lmdb", "s_vtt") else pytest.mark.slow)
-    for kind in KINDS
+    pytest.param(kind, marks=() if kind in ("s.jsonl", "s_lmdb", "s_vtt") else pytest.mark.slow) for kind in KINDS
 ]
 TEXTS = {f"-vid_{video}.{clip}.mp4": f"words of {video} {clip}" for video in range(4) for clip in range(3)}
 SOME = {key: text for key, text in TEXTS.items() if not key.endswith(".1.mp4")}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess import planning
+from preprocess import doubles
 from preprocess.metadata import MetadataConfig
 from preprocess.plan import Plan, ShardsConfig
 from preprocess.planning import make_plan
@@ -66,7 +66,7 @@ def test_the_first_in_the_order_given_stays(
     write(folder / "z.jsonl", rows[:cut])
     write(folder / "a.jsonl", rows[cut:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "_KEYS_PER_PASS", keys_per_pass)
+        patch.setattr(doubles, "_KEYS_PER_PASS", keys_per_pass)
         plan = plan_of(folder / "out", folder / "z.jsonl", folder / "a.jsonl")
     assert planned(plan) == set(wanted.values())
     failures = pq.read_table(folder / "out" / "failures" / "plan.parquet").to_pylist()

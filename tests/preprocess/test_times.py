@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.metadata import MetadataConfig, read_metadata
@@ -89,6 +89,7 @@ def test_a_time_that_could_mean_something_else(value: object, words: str) -> Non
         parse_time(value)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9_999_999_999))
 def test_clock_and_seconds_say_the_same(milliseconds: int) -> None:
     seconds, rest = divmod(milliseconds, 1000)

@@ -170,6 +170,30 @@ def ends_at(seconds: float) -> Step:
     return step
 
 
+def edited(*edits: tuple[float, float]) -> Step:
+    """An edit list of several parts: (seconds, from which second of the media; -1: nothing)."""
+
+    def step(source: Path, target: Path) -> None:
+        data = bytearray(source.read_bytes())
+        movie_rate, media_rate = (
+            struct.unpack_from(">I", data, data.index(kind) + 16)[0] for kind in (b"mvhd", b"mdhd")
+        )
+        place = data.index(b"elst") - 4
+        (size,) = struct.unpack_from(">I", data, place)
+        (first,) = struct.unpack_from(">i", data, place + 20)
+        body = struct.pack(">II", 0, len(edits))
+        for seconds, start_s in edits:
+            start = -1 if start_s < 0 else first + round(start_s * media_rate)
+            body += struct.pack(">IiI", round(seconds * movie_rate), start, 1 << 16)
+        for kind in (b"moov", b"trak", b"edts"):
+            at = data.index(kind) - 4
+            struct.pack_into(">I", data, at, struct.unpack_from(">I", data, at)[0] + 8 + len(body) - size)
+        data[place : place + size] = struct.pack(">I4s", 8 + len(body), b"elst") + body
+        target.write_bytes(data)
+
+    return step
+
+
 def joined(source: Path, target: Path) -> None:
     """Twice the same, end to end: the time stamps start again."""
     target.write_bytes(source.read_bytes() * 2)

@@ -4,6 +4,7 @@ from tests.readers.painting import (
     TURNS,
     Source,
     copied,
+    edited,
     ends_at,
     joined,
     with_cover_first,
@@ -59,6 +60,19 @@ SOURCES |= {
     "edit-end": Source(steps=(ends_at(0.7),), shown=range(7)),
     "edit-both": Source(steps=(copied(before=("-ss", "0.4")), ends_at(0.5)), shown=range(4, 9)),
     "edit-end-rot90": Source(turn="rot90", steps=(ends_at(0.7),), shown=range(7)),
+    "edit-parts": Source(
+        encoder="libx264 -qp 8 -bf 0 -g 6", steps=(edited((0.4, 0.2), (0.4, 0.8)),), shown=[*range(2, 6), *range(8, 12)]
+    ),
+    "edit-parts-swapped": Source(steps=(edited((0.3, 0.6), (0.3, 0.0)),), shown=[6, 7, 8, 0, 1, 2]),
+    "edit-parts-mjpeg": Source(
+        "mp4",
+        f"mjpeg {QUALITY}",
+        "yuvj420p",
+        full=True,
+        steps=(edited((0.3, 0.6), (0.3, 0.0)),),
+        shown=[6, 7, 8, 0, 1, 2],
+    ),
+    "edit-pause-first": Source(steps=(edited((0.5, -1), (0.5, 0.1)),), shown=range(1, 6)),
     "edit-cut-at-end": Source(steps=(copied("-t", "0.75"),), shown=range(10)),
     # clocks
     "variable-mp4": Source(times="N*60+N*N*20"),

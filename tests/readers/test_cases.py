@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from pipeline.data.format import Reason
-from pipeline.data.frames import open_clip_bytes, read_video
+from pipeline.data.frames import DamagedMedia, open_clip_bytes, read_video
 from pipeline.data.inspect import TextTable
 from pipeline.data.manifest_file import read_manifest
 from pipeline.data.mp4 import jpeg_packets
@@ -22,6 +22,7 @@ from preprocess.cut import cut_clips
 from preprocess.limits import LimitsConfig
 from preprocess.probe import probe_video
 from preprocess.records import Clip, ClipError, Media
+from tests.readers.painting import ffmpeg
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 LIMITS = LimitsConfig(time_s=60)
@@ -126,6 +127,26 @@ def test_a_cover_is_no_video() -> None:
     assert caught.value.reason == Reason.NO_VIDEO_STREAM
     with pytest.raises(InputError, match=r"song\.mp4: no video stream, only a cover picture"):
         read_video(song, num_frames=2)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+@pytest.mark.parametrize("codec", ["mjpeg", "png"])
+def test_a_cover_that_nobody_flagged_is_no_video_either(suffix: str, codec: str, tmp_path: Path) -> None:
+    cover, song = tmp_path / "cover.mkv", tmp_path / f"song.{suffix}"
+    ffmpeg("-f", "lavfi", "-i", "color=red:size=90x90", "-frames:v", "1", "-c:v", codec, cover)
+    sound = ["-f", "lavfi", "-i", "sine=duration=2"]
+    ffmpeg("-i", cover, *sound, "-map", "0", "-map", "1", "-c:v", "copy", "-c:a", "aac", "-disposition:v", "0", song)
+    with pytest.raises(ClipError) as caught:
+        probe_video(song, LIMITS)
+    assert caught.value.reason == Reason.NO_VIDEO_STREAM
+    with pytest.raises(DamagedMedia, match="no video stream"):
+        open_clip_bytes(song.read_bytes(), "mp4")
+
+
+def test_a_picture_alone_in_a_file_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    ffmpeg("-f", "lavfi", "-i", "color=red:size=90x90", "-frames:v", "1", "-c:v", "mjpeg", path)
+    assert len(delivered(path)) == open_clip_bytes(path.read_bytes(), "mp4").num_frames == 1
 
 
 def test_untagged_hd_is_bt709(tmp_path: Path) -> None:

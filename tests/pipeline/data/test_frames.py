@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import images
+from pipeline.data import images, video
 from pipeline.data.frames import (
     DamagedMedia,
     MotionJpegClip,
@@ -31,10 +31,12 @@ from pipeline.data.video import EncodedClip
 from pipeline.errors import InputError
 
 
-def encode(codec: str, num_frames: int, target: str | io.BytesIO | None = None, **options: str) -> bytes:
+def encode(
+    codec: str, num_frames: int, target: str | io.BytesIO | None = None, container_format: str = "mp4", **options: str
+) -> bytes:
     """Frame i is flat with green 20 + 5 * i."""
     buffer = target or io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options=options) as container:
+    with av.open(buffer, "w", format=container_format, options=options) as container:
         stream = container.add_stream(codec, rate=3)
         stream.width, stream.height = 48, 32
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -108,10 +110,14 @@ def picture(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("ext", "codec"), [("mp4", "mjpeg"), ("mp4", "libx264"), ("png", ""), ("jpg", ""), ("webp", "")]
+    ("ext", "codec"),
+    [
+        *[("mp4", "mjpeg"), ("mp4", "libx264"), ("mpegts", "libx264"), ("mpeg", "mpeg2video"), ("matroska", "libx264")],
+        *[("png", ""), ("jpg", ""), ("webp", "")],
+    ],
 )
 def test_no_damage_escapes_as_another_error(ext: str, codec: str) -> None:
-    whole = encode(codec, 5) if codec else picture("jpeg" if ext == "jpg" else ext)
+    whole = encode(codec, 5, container_format=ext) if codec else picture("jpeg" if ext == "jpg" else ext)
     draw = random.Random(0)
     num_damaged = 0
     for _ in range(400):
@@ -152,6 +158,12 @@ def test_a_picture_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(DamagedMedia, match="48 x 32"):
         open_clip_bytes(encode("mjpeg", 2), "mp4").read([0])
+
+
+def test_a_video_that_promises_too_much_is_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(DamagedMedia):
+        EncodedClip(encode("libx264", 2)).read([0])
 
 
 def test_an_ordinary_video_is_read_at_uniform_times() -> None:

@@ -1,5 +1,6 @@
 """The index: built once, kept for its manifest, refused when it does not fit."""
 
+import io
 import os
 import socket
 import sys
@@ -11,15 +12,81 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import index, index_build
+from pipeline.data.clips import ClipReader
 from pipeline.data.format import name_hash
 from pipeline.data.index import Manifest
 from pipeline.data.manifest_file import manifest_facts, read_table
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 
 MakeSet = Callable[..., Any]
+
+
+def other_table() -> bytes:
+    """A Parquet file that is none of ours."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"url": ["x"], "key": [1]}), buffer)
+    return buffer.getvalue()
+
+
+FILE_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "truncated": lambda content: content[: len(content) * 2 // 3],
+    "zeros": lambda content: bytes(len(content)),
+    "no table": lambda content: b"<html>not found</html>" * 40,
+    "another table": lambda content: other_table(),
+}
+
+
+@pytest.mark.parametrize("damage", FILE_DAMAGES)
+@pytest.mark.parametrize("name", ["shards.arrow", "samples.arrow"])
+def test_a_damaged_index_is_built_again(make_set: MakeSet, name: str, damage: str) -> None:
+    written = make_set([3, 2])
+    first = Manifest.open(written.folder)
+    content = (first.index / name).read_bytes()
+    whole = first.places(np.arange(5))
+    (first.index / name).unlink()  # a new file: the old one is mapped
+    (first.index / name).write_bytes(FILE_DAMAGES[damage](content))
+    again = Manifest.open(written.folder)
+    assert again.places(np.arange(5)) == whole
+    assert (again.index / name).read_bytes() == content
+    assert [path.name for path in again.index.parent.iterdir()] == [again.hash]
+    # Of a manifest that is no more nothing says how it was: an error that names it, and nothing is removed.
+    (again.index / name).unlink()
+    (again.index / name).write_bytes(FILE_DAMAGES[damage](content))
+    written.add_shard(written.shards[0])
+    with pytest.raises(RunError, match=rf"the index .*/{again.hash} is damaged .*; remove it"):
+        Manifest.open(written.folder, pinned=again.hash)
+    assert (again.index / name).exists()
+
+
+@pytest.mark.parametrize("damage", FILE_DAMAGES)
+@pytest.mark.parametrize("name", ["manifest.parquet", "shards/000001.parquet"])
+def test_a_damaged_table_of_a_set_is_named_with_the_way_out(make_set: MakeSet, name: str, damage: str) -> None:
+    written = make_set([3, 2])
+    path = written.folder / name
+    path.write_bytes(FILE_DAMAGES[damage](path.read_bytes()))
+    way_out = "write .* again" if "manifest" in name else "write the (shard and the )?manifest again"
+    with pytest.raises(InputError, match=f"{name}.*{way_out}"):
+        Manifest.open(written.folder)
+    with pytest.raises(InputError, match=f"{name}.*{way_out}"):
+        ClipReader(written.folder, num_frames=1, image_size_px=8)
+
+
+def test_a_manifest_with_other_rows_than_its_hash_says_is_refused(make_set: MakeSet) -> None:
+    written = make_set([3, 2])
+    path = written.folder / "manifest.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(InputError, match="does not carry the hash of its own rows"):
+        Manifest.open(written.folder)
+    pq.write_table(table.drop_columns(["num_samples"]), path)
+    with pytest.raises(InputError, match="has no column num_samples"):
+        Manifest.open(written.folder)
 
 
 def test_rows_are_found_where_the_sidecars_say(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:

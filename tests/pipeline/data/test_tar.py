@@ -109,7 +109,7 @@ def test_sparse_members_have_a_kind_of_their_own() -> None:
     assert [(one.name, one.kind) for one in walked(pax)] == [("a.mp4", "sparse"), ("b.mp4", "file")]
 
 
-def test_a_global_header_is_passed_over_unless_it_changes_members() -> None:
+def test_a_global_header_is_skipped_unless_it_changes_members() -> None:
     def with_global(**records: str) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=records) as tar:

@@ -10,6 +10,7 @@ import torch
 from pipeline.data.sources import SourceConfig
 from pipeline.data.stream import DataConfig, Stream
 from pipeline.errors import RunError
+from pipeline.log import logger
 
 MakeSet = Callable[..., Any]
 BOTH = ("subtitle", "caption")
@@ -69,6 +70,21 @@ def test_a_row_is_usable_with_a_text_that_the_loss_compares(
     else:
         with pytest.raises(RunError, match=f"none has a {' or a '.join(texts or ())}, which the loss compares"):
             next(iter(stream))
+
+
+def test_a_text_that_no_sample_has_is_told_of_at_the_start(
+    make_set: MakeSet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped caption_from takes the terms with captions out of the loss."""
+    monkeypatch.setattr(logger, "propagate", True)
+    next(iter(stream_of(make_set([4], caption=None), batch=4, texts=BOTH)))
+    assert [record.message for record in caplog.records] == [
+        "no sample of the first batch has a caption, which the loss compares; check caption_from of data.sources"
+    ]
+    caplog.clear()
+    next(iter(stream_of(make_set([4], "whole"), batch=4, texts=BOTH)))
+    next(iter(stream_of(make_set([4], "other", caption=None), batch=4, texts=("subtitle",))))
+    assert not caplog.records
 
 
 def test_the_grace_is_never_for_most_of_a_small_set(make_set: MakeSet) -> None:

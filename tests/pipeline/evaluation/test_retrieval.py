@@ -2,7 +2,9 @@
 
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,16 @@ from pipeline.evaluation.rescoring import RescoreMethod
 from pipeline.evaluation.retrieval import retrieve
 from pipeline.model.clip_vip import CLIPViP, Features
 from pipeline.model.config import ModelConfig
-from tests.pipeline.evaluation.painted import BOS, EOS, PaintedReader, Tokenizer, encode, right_texts, write_set
+from tests.pipeline.evaluation.painted import (
+    BOS,
+    EOS,
+    NUM_CLIPS,
+    PaintedReader,
+    Tokenizer,
+    encode,
+    right_texts,
+    write_set,
+)
 from tests.pipeline.model import tiny
 
 
@@ -206,3 +217,24 @@ def test_any_number_of_ranks_gives_the_same_metrics(tmp_path: Path, world_size: 
 def test_more_ranks_than_queries(tmp_path: Path) -> None:
     """A rank without a query counts nothing, and the others do not lose it."""
     _equal_on_ranks(write_set(tmp_path, {"c1": "1", "c2": "3"}), 3, tmp_path)
+
+
+def test_queries_find_videos_whose_names_have_another_unicode_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS hands out file names decomposed: the set was made there, the queries elsewhere."""
+
+    class Decomposed(PaintedReader):
+        def __init__(self, shards: Path, *, clip_ids: list[str] | None = None, **options: int) -> None:
+            names = [f"c\u0327{number}" for number in range(NUM_CLIPS)]
+            assert set(clip_ids or ()) <= set(names)
+            super().__init__(shards, clip_ids=names if clip_ids is None else clip_ids, **options)
+
+        def batches(self, *span: int) -> Iterator[Any]:
+            self.clip_ids = [name.replace("\u0327", "") for name in self.clip_ids]
+            return super().batches(*span)
+
+    monkeypatch.setattr("pipeline.evaluation.retrieval.ClipReader", Decomposed)
+    texts = {clip_id.replace("c", "\u00e7"): text for clip_id, text in right_texts().items()}
+    found = retrieve(encode, Tokenizer, 8, write_set(tmp_path, texts))
+    assert not found.missing and found.metrics()["t2v_r1"] == 1.0

@@ -65,7 +65,7 @@ def written(folder: Path, form: str) -> bytes:
         (b"\n<!DOCTYPE html><html lang='en'>404", "a web page, so its download failed"),
         (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" * 9, "a video or sound file; give a weights"),
         (b"\x1aE\xdf\xa3\x01\x00\x00\x00\x00\x00\x00\x23B\x86\x81", "a video or sound file; give a weights"),
-        (gzip.compress(b"weights"), "compressed; decompress it first"),
+        (gzip.compress(b"weights", mtime=0), "compressed; decompress it first"),
         (bytes(range(256)), "neither safetensors nor a PyTorch file; check the path"),
         (b"\x80\x02.", DAMAGED),
         (b"PK\x03\x04broken", DAMAGED),

@@ -363,13 +363,28 @@ def test_models_of_openclip_have_its_tensors_and_ours_beside_them(name: str) -> 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ("[]", "must hold a JSON object"), ('{"patch": 3}', "no model config: patch: Extra")],
+    [
+        ("{", "is not valid JSON"),
+        ('{"a":' * 200_000, "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"patch": 3}', "no model config: patch: Extra"),
+    ],
 )
 def test_a_broken_config_beside_weights_is_named(tmp_path: Path, content: str, message: str) -> None:
     model = tiny.model(torch.float32)
     save_model(tmp_path, model.state_dict(), model.config)
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(InputError, match=rf"model\.json.*{message}"):
+        load_model(tmp_path)
+
+
+def test_a_config_with_a_byte_order_mark_and_a_broken_latest(tmp_path: Path) -> None:
+    model = tiny.model(torch.float32)
+    save_model(tmp_path, model.state_dict(), model.config)
+    (tmp_path / "model.json").write_text((tmp_path / "model.json").read_text(), encoding="utf-8-sig")
+    assert same(load_model(tmp_path).state_dict(), model.state_dict())
+    (tmp_path / "latest").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="holds no model"):
         load_model(tmp_path)
 
 

@@ -144,6 +144,9 @@ PLAIN_REFUSED = {
     ),
     "a list called .jsonl": ("r.jsonl", '[{"video": "a", "caption": "b"}]', r"one JSON list: end its name in \.json"),
     "CSV called .jsonl": ("r.jsonl", "video,caption\na,b\n", r"end its name in \.csv"),
+    "no header but files": ("r.csv", "a.mp4,one\n", "holds no row below a header"),
+    "no header but texts": ("r.csv", "a.mp4,one\nb,two\n", "its first line looks like a row"),
+    "JSON of another name": ("r.ndjson", '{"file": "a"}\n', r"r\.ndjson:1: none of clip_id"),
     "another kind": ("r.parquet", "PAR1", r"is no \.jsonl, \.json, \.csv or \.tsv file"),
 }
 
