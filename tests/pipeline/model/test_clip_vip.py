@@ -407,3 +407,21 @@ def test_texts_of_any_length_compile_a_bounded_number_of_variants() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert len(compiled_graphs) <= len(TEXT_LENGTHS) + 1
     assert model.text.transformer._compiled.num_shapes <= len(TEXT_LENGTHS) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_blocks_give_the_features_and_gradients_of_eager_ones(backend: str) -> None:
+    compiled = tiny.model(torch.float32).train()
+    eager = copy.deepcopy(compiled)
+    compiled.compile_blocks(backend, must=True)
+    compiled.few_text_lengths = True
+    pixels, ids = torch.randint(0, 256, (2, 3, 3, 24, 24), dtype=torch.uint8), tiny.texts([3, 9])
+    results = []
+    for model in (compiled, eager):
+        features = model(video=pixels, subtitle=ids, caption=ids)
+        (features.video_BD * features.subtitle_BD + features.caption_BD).sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append([features.video_BD, features.subtitle_BD, *gradients])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
