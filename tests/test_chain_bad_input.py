@@ -63,6 +63,7 @@ def test_a_wrong_command_line_is_one_line(main, argv, words, capsys, monkeypatch
 def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
     make_folders(tmp_path / "demo")
     prepare(tmp_path / "demo", load_config(TrainConfig, [PRETRAIN], [f"runs_dir={tmp_path}"]))
+    (tmp_path / "demo/metrics.jsonl").write_text('{"step": 1}\n')  # without a step, the folder takes any config
     other = load_config(TrainConfig, [PRETRAIN], [f"runs_dir={tmp_path}", "optim.lr=0.5"])
     with pytest.raises(InputError, match=r"optim\.lr") as refusal:
         prepare(tmp_path / "demo", other)

@@ -12,6 +12,7 @@ batches of a step. Which rows of which matrix a term reads is a table of indices
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def term_parts(
     table = _table(terms, logit_scale.device, logit_scale.dtype)
     scaled_KBD = torch.stack([local[visual] for visual, _ in table.matrices]) * logit_scale
     own_KB = (scaled_KBD * torch.stack([local[text] for _, text in table.matrices])).sum(2)
-    logits_KBN = scaled_KBD @ torch.stack([texts[text] for _, text in table.matrices]).transpose(1, 2)
+    logits_KBN = _Products.apply(scaled_KBD, torch.stack([texts[text] for _, text in table.matrices]))
     of_visual_KB, of_text_KN = _negatives(logits_KBN, table, has_text_N2, has_text_here_B2, ranks)
     of_text_KB = ranks.join_log_sum_exps(of_text_KN.T.contiguous()).T if ranks.count > 1 else of_text_KN
 
@@ -55,7 +56,25 @@ def term_parts(
     margin_RB = parts_RPB.logsumexp(1) - own_KB.index_select(0, table.positive_R)
     losses_RB = F.softplus(margin_RB, threshold=50) * here_2B[table.text_of_query_R]  # beyond it, exp(-50) is neglected
     num_rows_T = (table.texts_T2 @ has_text_N2.sum(0).to(own_KB.dtype)).clamp(min=1)
-    return (table.terms_TR @ losses_RB.sum(1)) / num_rows_T
+    return (table.terms_TR * losses_RB.sum(1)).sum(1) / num_rows_T
+
+
+class _Products(torch.autograd.Function):
+    """[K, B, D] and [K, N, D] to logits [K, B, N]. A backward pass runs under its caller's autocast; the gradients are
+    computed in the operands' own precision all the same."""
+
+    @staticmethod
+    def forward(ctx: Any, visuals_KBD: Tensor, texts_KND: Tensor) -> Tensor:
+        """All logits."""
+        ctx.save_for_backward(visuals_KBD, texts_KND)
+        return visuals_KBD @ texts_KND.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_KBN: Tensor) -> tuple[Tensor, Tensor]:
+        """Of visuals and texts."""
+        visuals_KBD, texts_KND = ctx.saved_tensors
+        with torch.autocast(visuals_KBD.device.type, enabled=False):
+            return gradient_KBN @ texts_KND, gradient_KBN.transpose(1, 2) @ visuals_KBD
 
 
 def _negatives(

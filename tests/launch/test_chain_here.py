@@ -90,7 +90,7 @@ def stop_in_training(chain: list[str], run: Path, number: signal.Signals) -> tup
     return running.returncode, said
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_chain_that_was_killed_goes_on_with_what_is_left(chain: list[str], tmp_path: Path) -> None:
     run, manifest = tmp_path / "runs" / "c_pretrain", tmp_path / "set" / "manifest.parquet"
