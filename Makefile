@@ -42,7 +42,7 @@ format: $(READY)  ## format the code and sort imports
 	@$(PY) -m ruff check --fix .
 	@$(PY) tools/architecture_tree.py --write
 
-test: $(READY)  ## the test suite: at most 10 minutes on 2 cores, set-up included
+test: $(READY)  ## the test suite: about 11 minutes on 2 cores
 	$(PYTEST) -n $(JOBS) -m "not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-fast: $(READY)  ## the inner loop: under 2 minutes

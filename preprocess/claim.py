@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config import read_yaml, to_yaml
 from pipeline.config_difference import differences, listed, with_defaults
@@ -160,8 +161,14 @@ def _read_versions(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     path.read_bytes()  # `read_yaml` does not tell a file that cannot be read from a wrong one
     saved = read_yaml(path)
-    if "metadata" not in saved:
-        raise ValueError("it holds no config of preprocessing")
+    try:
+        PreprocessConfig.model_validate(saved)
+    except ValidationError as error:
+        # A key that this release does not know is one of another release; a value that is none is damage.
+        wrong = [item for item in error.errors() if item["type"] != "extra_forbidden"]
+        if wrong:
+            place = ".".join(str(part) for part in wrong[0]["loc"])
+            raise ValueError(f"it holds no config of preprocessing: {place}: {wrong[0]['msg']}") from None
     return saved
 
 
