@@ -45,7 +45,7 @@ format: $(READY)  ## format the code and sort imports
 test: $(READY)  ## the test suite: about 11 minutes on 2 cores
 	$(PYTEST) -n $(JOBS) -m "not slow and not soak and not cluster and not gpu" $(ARGS)
 
-test-fast: $(READY)  ## the inner loop: under 2 minutes
+test-fast: $(READY)  ## the inner loop: what takes a moment
 	$(PYTEST) -n $(JOBS) -m "not heavy and not slow and not soak and not cluster and not gpu" $(ARGS)
 
 test-slow: $(READY)  ## the whole matrices: kill points, ZeRO stages, damaged checkpoints
